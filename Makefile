@@ -1,0 +1,65 @@
+# make lab    the main job: a secured MN/HA pair, a handover behind a NAT, a report
+# make test   all tests: the unit tests here, the kernel tests inside the guest kernel
+# make lint   ruff and mypy strict
+#
+# Everything these need is installed first, where it is missing: Debian packages by apt-get (as
+# root or by sudo), Python packages into .venv. Nothing is installed or downloaded twice.
+
+SHELL := /bin/bash
+PYTHON ?= $(if $(wildcard /usr/bin/python3),/usr/bin/python3,python3)
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= lab-out
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables strongswan-swanctl \
+            charon-systemd tshark
+
+.PHONY: lab test test-unit test-kernel lint install packages clean
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@sed -n 's/^# \?//p' Makefile | sed '/^$$/q'
+
+lab: install
+	$(BIN)/dsmip-ipsec lab run labs/nat-handover.toml --out $(OUT) --export-keys
+
+test: test-unit test-kernel
+
+test-unit: install
+	$(BIN)/pytest tests/unit
+
+test-kernel: install
+	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest tests/kernel
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: packages $(VENV)/.installed
+
+# Only what dpkg doesn't know as installed is asked of apt-get, in one call.
+packages:
+	@missing=; for package in $(PACKAGES); do \
+	  [ "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" = installed ] \
+	    || missing="$$missing $$package"; \
+	done; \
+	[ -z "$$missing" ] && exit 0; \
+	echo "installing:$$missing"; \
+	command -v apt-get >/dev/null || { \
+	  echo "no apt-get here: install the counterparts of$$missing by hand" >&2; exit 1; }; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	$(SUDO) apt-get -qq update && \
+	$(SUDO) apt-get -qq install -y --no-install-recommends $$missing >/dev/null || { \
+	  echo "apt-get could not install$$missing: run it as root once" >&2; exit 1; }
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m compileall -q dsmip_ipsec
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
