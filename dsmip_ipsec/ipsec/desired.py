@@ -1,0 +1,244 @@
+"""Desired IPsec state: what one end of an MN/HA pair must have, as a pure function.
+
+The inputs are the peering (configuration), the binding, and the SAs that IKE has negotiated; the
+output is the exact set of policies and of SAs that we add to those of IKE. Nothing here knows
+what the kernel has at the moment: ``plan`` compares, ``kernel.reconciler`` applies.
+
+What must never leave in clear is blocked and not merely unprotected (RFC 5555 §5: a BU MUST be
+protected): whenever a policy asks for an SA that doesn't live, the policy is a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address, ip_network
+
+from dsmip_ipsec.ipsec.model import (
+    Action,
+    Address,
+    Direction,
+    MobilityHeaderType,
+    Mode,
+    Network,
+    Policy,
+    SecurityAssociation,
+    Selector,
+    Template,
+)
+from dsmip_ipsec.mobility.types import Binding
+from dsmip_ipsec.wire.ip import IPPROTO_MH
+
+# Our policies live in one priority band: the band is how we know them again after a crash, and
+# it lies below (is stronger than) every priority that strongSwan computes for its own.
+PRIORITY_SIGNALLING = 55550
+PRIORITY_HOME_AGENT = 55551
+PRIORITY_PAYLOAD = 55552
+PRIORITY_BAND = range(55550, 55560)
+
+_ANYWHERE: dict[int, Network] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+
+
+class Role(Enum):
+    MOBILE_NODE = "mobile_node"
+    HOME_AGENT = "home_agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Reqids:
+    """The reqids of one mobile node's SAs; the same at both ends.
+
+    ``signalling``: what IKE negotiates for BU and BA (RFC 5555 §5.2.1), in transport mode, or,
+    behind a NAT, in tunnel mode for us to mirror (docs/decisions.md). ``mirror``: our mirrors,
+    told from IKE's own SAs by it. ``data``: the tunnel SAs of §5.2.2.
+    """
+
+    signalling: int
+    mirror: int
+    data: int
+
+    def __contains__(self, reqid: int) -> bool:
+        return reqid in (self.signalling, self.mirror, self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Peering:
+    """One mobile node and its home agent, as configured; ``role`` is this end's."""
+
+    role: Role
+    home_address: IPv6Address
+    ipv4_home_address: IPv4Address | None
+    home_agent: IPv6Address
+    home_agent_ipv4: IPv4Address
+    reqids: Reqids
+    protect_data: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredState:
+    """``policies`` by their key, ``associations`` (beside those that IKE installs) by theirs."""
+
+    policies: tuple[Policy, ...] = ()
+    associations: tuple[SecurityAssociation, ...] = ()
+
+    def __add__(self, other: DesiredState) -> DesiredState:
+        return DesiredState(self.policies + other.policies, self.associations + other.associations)
+
+
+def outbound(peering: Peering, association: SecurityAssociation) -> bool:
+    """Whether this end sends by ``association`` (the home agent's address tells the direction)."""
+    to_home_agent = association.destination in (peering.home_agent_ipv4, peering.home_agent)
+    return to_home_agent == (peering.role is Role.MOBILE_NODE)
+
+
+def desired(
+    peering: Peering,
+    *,
+    active: bool,
+    binding: Binding | None,
+    negotiated: Iterable[SecurityAssociation],
+) -> DesiredState:
+    """Return what this end must have.
+
+    ``active``: this end takes part in mobility for that peer (the MN is away from home; the HA
+    has a signalling SA with it). ``negotiated``: the SAs of this peering that IKE has installed,
+    newest first; others are ignored.
+    """
+    if not active and binding is None:
+        return DesiredState()
+    associations = list(negotiated)
+    signalling = [sa for sa in associations if sa.reqid == peering.reqids.signalling]
+    mirrors = tuple(_mirror(peering, sa) for sa in signalling if sa.mode is Mode.TUNNEL)
+    reqid = peering.reqids.mirror if mirrors else peering.reqids.signalling
+    policies = _signalling_policies(peering, reqid if signalling else None)
+    # The HA intercepts payload only while a binding exists (RFC 6275 §10.4.1); the MN must not
+    # send payload in clear at any time while it is away.
+    if binding is not None or peering.role is Role.MOBILE_NODE:
+        policies += _home_agent_policies(peering)
+        if peering.protect_data:
+            data = [sa for sa in associations if sa.reqid == peering.reqids.data]
+            sending = next((sa for sa in data if outbound(peering, sa)), None)
+            policies += _payload_policies(peering, sending if binding is not None else None)
+    return DesiredState(tuple(policies), mirrors)
+
+
+def _mirror(peering: Peering, negotiated: SecurityAssociation) -> SecurityAssociation:
+    """The transport SA of RFC 5555 §5.2.1 with the SPI, keys and algorithms of a tunnel SA.
+
+    Behind a NAT charon can't negotiate transport mode between the home address and the home
+    agent; the tunnel SA that it can negotiate is never used, its mirror is.
+    """
+    home, agent = peering.home_address, peering.home_agent
+    to_agent = outbound(peering, negotiated) == (peering.role is Role.MOBILE_NODE)
+    source, destination = (home, agent) if to_agent else (agent, home)
+    return replace(
+        negotiated,
+        source=source,
+        destination=destination,
+        mode=Mode.TRANSPORT,
+        reqid=peering.reqids.mirror,
+        selector=Selector(ip_network(source), ip_network(destination), IPPROTO_MH),
+        encapsulation=None,
+    )
+
+
+def _signalling_policies(peering: Peering, reqid: int | None) -> list[Policy]:
+    """RFC 5555 §5.2.1's SPD entries: BU one way, BA the other, ESP transport mode.
+
+    ``reqid``: of the SAs to use; None: there are none, so block. Binding Refresh Request and
+    Binding Error come from the home agent under the same SA.
+    """
+    home, agent = peering.home_address, peering.home_agent
+    mobile = peering.role is Role.MOBILE_NODE
+    here, there = (home, agent) if mobile else (agent, home)
+    sent = (
+        (MobilityHeaderType.BINDING_UPDATE,)
+        if mobile
+        else (
+            MobilityHeaderType.BINDING_ACKNOWLEDGEMENT,
+            MobilityHeaderType.BINDING_REFRESH_REQUEST,
+            MobilityHeaderType.BINDING_ERROR,
+        )
+    )
+    rows: list[tuple[Direction, IPv6Address, IPv6Address, MobilityHeaderType | None]] = [
+        (Direction.OUT, here, there, message) for message in sent
+    ]
+    # Inbound the kernel looks for the type behind the Mobility Header instead of in it and sees
+    # zero (docs/kernel-notes.md), so there the type is left to the engine.
+    rows.append((Direction.IN, there, here, None))
+    return [
+        Policy(
+            direction,
+            Selector(ip_network(source), ip_network(destination), IPPROTO_MH, message),
+            PRIORITY_SIGNALLING,
+            Action.PROTECT if reqid is not None else Action.BLOCK,
+            Template(Mode.TRANSPORT, source, destination, reqid) if reqid is not None else None,
+        )
+        for direction, source, destination, message in rows
+    ]
+
+
+def _home_addresses(peering: Peering) -> list[tuple[Address, Address]]:
+    """(home address, home agent address) in each family."""
+    pairs: list[tuple[Address, Address]] = [(peering.home_address, peering.home_agent)]
+    if peering.ipv4_home_address is not None:
+        pairs.append((peering.ipv4_home_address, peering.home_agent_ipv4))
+    return pairs
+
+
+def _directed(
+    peering: Peering, home: Network, peer: Network
+) -> list[tuple[Direction, Selector, bool]]:
+    """(direction, selector, sending) for traffic between a home address and its peers.
+
+    Forwarded packets pass FWD: at the home agent those from the mobile node, at a mobile node
+    those for a network behind it; the latter's selectors come with mobile network prefixes.
+    """
+    from_home, to_home = Selector(home, peer), Selector(peer, home)
+    if peering.role is Role.MOBILE_NODE:
+        return [(Direction.OUT, from_home, True), (Direction.IN, to_home, False)]
+    return [
+        (Direction.OUT, to_home, True),
+        (Direction.IN, from_home, False),
+        (Direction.FWD, from_home, False),
+    ]
+
+
+def _home_agent_policies(peering: Peering) -> list[Policy]:
+    """Payload between the MN and the HA itself: excluded from the payload SA, so blocked.
+
+    RFC 5555 §5.2.2: "remote_address != home_agent", so that the rule for data doesn't overlap
+    with the one for BU and BA.
+    """
+    return [
+        Policy(direction, selector, PRIORITY_HOME_AGENT, Action.BLOCK)
+        for home, agent in _home_addresses(peering)
+        for direction, selector, _ in _directed(peering, ip_network(home), ip_network(agent))
+        if direction is not Direction.FWD
+    ]
+
+
+def _payload_policies(peering: Peering, sending: SecurityAssociation | None) -> list[Policy]:
+    """RFC 5555 §5.2.2's SPD entries: all payload of both home addresses in ESP tunnel mode.
+
+    ``sending`` is the SA to send by; its addresses are the ones that MOBIKE or we gave it.
+    Inbound templates have wildcard addresses: they need no change at a handover.
+    """
+    policies = []
+    for home, _ in _home_addresses(peering):
+        anywhere = _ANYWHERE[home.version]
+        for direction, selector, out in _directed(peering, ip_network(home), anywhere):
+            template: Template | None
+            if not out:
+                any_address = IPv4Address(0)
+                template = Template(Mode.TUNNEL, any_address, any_address, peering.reqids.data)
+            elif sending is not None:
+                template = Template(
+                    Mode.TUNNEL, sending.source, sending.destination, peering.reqids.data
+                )
+            else:
+                template = None
+            action = Action.PROTECT if template is not None else Action.BLOCK
+            policies.append(Policy(direction, selector, PRIORITY_PAYLOAD, action, template))
+    return policies

@@ -1,0 +1,204 @@
+"""IPsec objects as our engines see them: selectors, policies, security associations, keys.
+
+They are values: frozen, comparable, free of any kernel's encoding. ``kernel/`` translates them.
+Vocabulary of RFC 4301: a policy (SPD entry) has a selector and a template; an SA (SAD entry) has
+an SPI, addresses, a mode and keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from dsmip_ipsec.wire.ip import IPPROTO_MH
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+class Direction(Enum):
+    """The three SPD directions of Linux; RFC 4301's inbound is ``IN`` (local) and ``FWD``."""
+
+    IN = "in"
+    OUT = "out"
+    FWD = "fwd"
+
+
+class Mode(Enum):
+    TRANSPORT = "transport"
+    TUNNEL = "tunnel"
+
+
+class Action(Enum):
+    """What a policy does with a packet: ``PROTECT`` by its template, or ``BLOCK`` (discard)."""
+
+    PROTECT = "protect"
+    BLOCK = "block"
+
+
+class MobilityHeaderType(Enum):
+    """Mobility Header types that policies tell apart (RFC 6275 §6.1)."""
+
+    BINDING_REFRESH_REQUEST = 0
+    BINDING_UPDATE = 5
+    BINDING_ACKNOWLEDGEMENT = 6
+    BINDING_ERROR = 7
+
+
+class SecretKey:
+    """Key octets that never print.
+
+    Compares in value; ``fingerprint`` tells two keys apart in diagnostics without revealing one.
+    """
+
+    __slots__ = ("_octets",)
+
+    def __init__(self, octets: bytes) -> None:
+        self._octets = bytes(octets)
+
+    def reveal(self) -> bytes:
+        """The octets. Call this only to hand them to a cipher, a kernel or a key export."""
+        return self._octets
+
+    @property
+    def fingerprint(self) -> str:
+        """Six hexadecimal digits of the key's SHA-256."""
+        return hashlib.sha256(self._octets).hexdigest()[:6]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SecretKey) and self._octets == other._octets
+
+    def __hash__(self) -> int:
+        return hash(self._octets)
+
+    def __len__(self) -> int:
+        return len(self._octets)
+
+    def __repr__(self) -> str:
+        return f"<SecretKey {8 * len(self._octets)} bits>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a SecretKey can't be pickled")
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Which packets: networks, upper-layer protocol (0: any), Mobility Header type (None: any)."""
+
+    source: Network
+    destination: Network
+    protocol: int = 0
+    mobility_header_type: MobilityHeaderType | None = None
+
+    def __post_init__(self) -> None:
+        if self.source.version != self.destination.version:
+            raise ValueError("a selector's networks must be of one family")
+        if self.mobility_header_type is not None and self.protocol != IPPROTO_MH:
+            raise ValueError("a Mobility Header type needs protocol 135")
+
+    def __str__(self) -> str:
+        text = f"{self.source} -> {self.destination}"
+        if self.protocol:
+            text += f" proto {'mh' if self.protocol == IPPROTO_MH else self.protocol}"
+        if self.mobility_header_type is not None:
+            text += f" type {self.mobility_header_type.value}"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """The SA that a policy asks for (always ESP).
+
+    Unspecified addresses (:: or 0.0.0.0) are wildcards, possible inbound only: an inbound
+    template with wildcards stays true at every handover, and matches SAs whose address has
+    stale octets behind it.
+    """
+
+    mode: Mode
+    source: Address
+    destination: Address
+    reqid: int
+
+    def __str__(self) -> str:
+        ends = "any" if self.source.is_unspecified else f"{self.source} -> {self.destination}"
+        return f"esp {self.mode.value} {ends} reqid {self.reqid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """An SPD entry. Lower ``priority`` wins, as in Linux."""
+
+    direction: Direction
+    selector: Selector
+    priority: int
+    action: Action = Action.PROTECT
+    template: Template | None = None
+
+    def __post_init__(self) -> None:
+        if (self.action is Action.PROTECT) != (self.template is not None):
+            raise ValueError("a protecting policy has a template, a blocking one has none")
+
+    @property
+    def key(self) -> tuple[Direction, Selector]:
+        """What the kernel knows a policy by."""
+        return self.direction, self.selector
+
+    def __str__(self) -> str:
+        what = str(self.template) if self.template is not None else "block"
+        return f"{self.direction.value} {self.selector} priority {self.priority}: {what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Encapsulation:
+    """UDP encapsulation of ESP (RFC 3948): ports of the outer UDP header, in host order."""
+
+    source_port: int
+    destination_port: int
+
+    def __str__(self) -> str:
+        return f"udp {self.source_port} -> {self.destination_port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """A kernel algorithm by its crypto API name; ``icv_bits`` for AEAD and truncated MACs."""
+
+    name: str
+    key: SecretKey
+    icv_bits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SecurityAssociation:
+    """A SAD entry, one direction.
+
+    ``selector`` is None for a tunnel SA that carries every family. ``replay_window`` in packets.
+    """
+
+    spi: int
+    source: Address
+    destination: Address
+    mode: Mode
+    reqid: int
+    aead: Algorithm | None = None
+    encryption: Algorithm | None = None
+    authentication: Algorithm | None = None
+    selector: Selector | None = None
+    encapsulation: Encapsulation | None = None
+    replay_window: int = 32
+
+    @property
+    def key(self) -> tuple[Address, int]:
+        """What the kernel knows an ESP SA by."""
+        return self.destination, self.spi
+
+    def __str__(self) -> str:
+        text = (
+            f"esp {self.mode.value} {self.source} -> {self.destination} "
+            f"spi 0x{self.spi:08x} reqid {self.reqid}"
+        )
+        if self.encapsulation is not None:
+            text += f" {self.encapsulation}"
+        return text

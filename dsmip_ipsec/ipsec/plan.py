@@ -1,0 +1,95 @@
+"""Plans: the ordered operations that bring a kernel from what it has to what it should have.
+
+Make before break: SAs appear before the policies that want them, and go after the policies that
+wanted them. A policy whose template or action changes is updated in place: there is no moment
+without it, hence none in which its traffic could leave in clear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from dsmip_ipsec.ipsec.desired import DesiredState
+from dsmip_ipsec.ipsec.model import Action, Mode, Policy, SecurityAssociation
+from dsmip_ipsec.wire.ip import IPPROTO_MH
+
+
+class Verb(Enum):
+    ADD_ASSOCIATION = "add sa"
+    DELETE_ASSOCIATION = "delete sa"
+    ADD_POLICY = "add policy"
+    UPDATE_POLICY = "update policy"
+    DELETE_POLICY = "delete policy"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One change: ``subject`` as it is to be (or, deleted, as it was), and why."""
+
+    verb: Verb
+    subject: Policy | SecurityAssociation
+    reason: str
+    reference: str
+
+    def __str__(self) -> str:
+        return f"{self.verb.value}: {self.subject} ({self.reason}; {self.reference})"
+
+
+def plan(current: DesiredState, wanted: DesiredState) -> tuple[Operation, ...]:
+    """Return the operations from ``current`` (what is ours in the kernel) to ``wanted``.
+
+    Empty when they agree. Associations are compared by destination and SPI: their keys and
+    addresses never change under one SPI.
+    """
+    have_sas = {sa.key: sa for sa in current.associations}
+    want_sas = {sa.key: sa for sa in wanted.associations}
+    have = {policy.key: policy for policy in current.policies}
+    want = {policy.key: policy for policy in wanted.policies}
+
+    operations: list[Operation] = []
+    operations += _associations(
+        Verb.ADD_ASSOCIATION,
+        (sa for key, sa in want_sas.items() if key not in have_sas),
+        "IKE has negotiated it",
+    )
+    for key, policy in want.items():
+        old = have.get(key)
+        if old is None:
+            operations.append(Operation(Verb.ADD_POLICY, policy, *_why(policy)))
+        elif old != policy:
+            operations.append(Operation(Verb.UPDATE_POLICY, policy, *_why(policy)))
+    operations += [
+        Operation(Verb.DELETE_POLICY, policy, "no longer wanted", _reference(policy))
+        for key, policy in have.items()
+        if key not in want
+    ]
+    operations += _associations(
+        Verb.DELETE_ASSOCIATION,
+        (sa for key, sa in have_sas.items() if key not in want_sas),
+        "IKE has deleted its origin",
+    )
+    return tuple(operations)
+
+
+def _associations(
+    verb: Verb, associations: Iterable[SecurityAssociation], reason: str
+) -> list[Operation]:
+    return [Operation(verb, sa, reason, "RFC 5555 §5.2.1") for sa in associations]
+
+
+def _reference(policy: Policy) -> str:
+    """Signalling is told from payload by what the selector names."""
+    signalling = policy.selector.protocol == IPPROTO_MH
+    return "RFC 5555 §5.2.1" if signalling else "RFC 5555 §5.2.2"
+
+
+def _why(policy: Policy) -> tuple[str, str]:
+    if policy.action is Action.BLOCK:
+        reason = "must not travel in clear"
+    elif policy.template is not None and policy.template.mode is Mode.TUNNEL:
+        reason = "payload goes by the tunnel SA"
+    else:
+        reason = "signalling goes by the transport SA"
+    return reason, _reference(policy)
