@@ -1,0 +1,140 @@
+"""Between the IPsec model and the kernel's views of it: pure conversions, both ways."""
+
+from __future__ import annotations
+
+from dsmip_ipsec.ipsec import model
+from dsmip_ipsec.xfrm import types as xfrm
+from dsmip_ipsec.xfrm.constants import Action, Direction, Mode, Protocol
+
+_DIRECTIONS = {
+    model.Direction.IN: Direction.IN,
+    model.Direction.OUT: Direction.OUT,
+    model.Direction.FWD: Direction.FWD,
+}
+_DIRECTIONS_BACK = {value: key for key, value in _DIRECTIONS.items()}
+_MODES = {model.Mode.TRANSPORT: Mode.TRANSPORT, model.Mode.TUNNEL: Mode.TUNNEL}
+_MODES_BACK = {value: key for key, value in _MODES.items()}
+
+
+def selector(value: model.Selector) -> xfrm.Selector:
+    """The Mobility Header type is the kernel's source port, in either direction of flow."""
+    message = value.mobility_header_type
+    return xfrm.Selector(
+        value.source,
+        value.destination,
+        value.protocol,
+        source_port=message.value if message is not None else None,
+    )
+
+
+def policy(value: model.Policy) -> xfrm.Policy:
+    templates: tuple[xfrm.Template, ...] = ()
+    if value.template is not None:
+        wanted = value.template
+        templates = (
+            xfrm.Template(
+                wanted.source, wanted.destination, mode=_MODES[wanted.mode], reqid=wanted.reqid
+            ),
+        )
+    return xfrm.Policy(
+        _DIRECTIONS[value.direction],
+        selector(value.selector),
+        templates,
+        value.priority,
+        Action.BLOCK if value.action is model.Action.BLOCK else Action.ALLOW,
+    )
+
+
+def policy_back(value: xfrm.Policy) -> model.Policy | None:
+    """The model of a kernel policy; None for one that we could not have written."""
+    source, destination = value.selector.source, value.selector.destination
+    direction = _DIRECTIONS_BACK.get(value.direction)
+    if source is None or destination is None or direction is None or len(value.templates) > 1:
+        return None
+    message = None
+    if value.selector.source_port is not None:
+        try:
+            message = model.MobilityHeaderType(value.selector.source_port)
+        except ValueError:
+            return None
+    template = None
+    for wanted in value.templates:
+        mode = _MODES_BACK.get(wanted.mode)
+        if mode is None:
+            return None
+        template = model.Template(mode, wanted.source, wanted.destination, wanted.reqid)
+    blocks = value.action is Action.BLOCK
+    if blocks == (template is not None):
+        return None
+    try:
+        return model.Policy(
+            direction,
+            model.Selector(source, destination, value.selector.protocol, message),
+            value.priority,
+            model.Action.BLOCK if blocks else model.Action.PROTECT,
+            template,
+        )
+    except ValueError:
+        return None
+
+
+def _algorithm(value: model.Algorithm | None) -> xfrm.Algorithm | None:
+    if value is None:
+        return None
+    return xfrm.Algorithm(value.name, xfrm.Key(value.key.reveal()), value.icv_bits)
+
+
+def _algorithm_back(value: xfrm.Algorithm | None) -> model.Algorithm | None:
+    if value is None:
+        return None
+    return model.Algorithm(value.name, model.SecretKey(value.key.reveal()), value.icv_bits)
+
+
+def state(value: model.SecurityAssociation) -> xfrm.State:
+    encapsulation = value.encapsulation
+    return xfrm.State(
+        destination=value.destination,
+        source=value.source,
+        spi=value.spi,
+        mode=_MODES[value.mode],
+        reqid=value.reqid,
+        selector=selector(value.selector) if value.selector is not None else xfrm.Selector(),
+        aead=_algorithm(value.aead),
+        encryption=_algorithm(value.encryption),
+        authentication=_algorithm(value.authentication),
+        encap=xfrm.Encap(encapsulation.source_port, encapsulation.destination_port)
+        if encapsulation is not None
+        else None,
+        replay=xfrm.Replay(window=value.replay_window),
+    )
+
+
+def state_back(value: xfrm.State) -> model.SecurityAssociation | None:
+    """The model of a kernel SA; None for one that isn't ESP in transport or tunnel mode.
+
+    A larval SA (no keys: the kernel waits for IKE) is none either.
+    """
+    mode = _MODES_BACK.get(value.mode)
+    keyed = value.aead is not None or value.encryption is not None
+    if mode is None or value.protocol is not Protocol.ESP or not keyed:
+        return None
+    inner = None
+    source, destination = value.selector.source, value.selector.destination
+    if source is not None and destination is not None:
+        inner = model.Selector(source, destination, value.selector.protocol)
+    encap = value.encap
+    return model.SecurityAssociation(
+        spi=value.spi,
+        source=value.source,
+        destination=value.destination,
+        mode=mode,
+        reqid=value.reqid,
+        aead=_algorithm_back(value.aead),
+        encryption=_algorithm_back(value.encryption),
+        authentication=_algorithm_back(value.authentication),
+        selector=inner,
+        encapsulation=model.Encapsulation(encap.source_port, encap.destination_port)
+        if encap is not None
+        else None,
+        replay_window=value.replay.window,
+    )

@@ -1,0 +1,104 @@
+"""Configuration of the daemons: TOML files, validated, unknown keys refused."""
+
+from __future__ import annotations
+
+import tomllib
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dsmip_ipsec.errors import ConfigError
+from dsmip_ipsec.ipsec.desired import Peering, Reqids, Role
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IkeSection(_Section):
+    """How to reach charon, and what its configuration calls things."""
+
+    vici_socket: Path
+    connection: str
+    timeout_s: float = Field(default=15.0, gt=0)
+
+
+class PeerSection(_Section):
+    """One mobile node as both ends describe it."""
+
+    home_address: IPv6Address
+    ipv4_home_address: IPv4Address | None = None
+    signalling_reqid: int = Field(ge=1, le=0xFFFFFFFF)
+    mirror_reqid: int = Field(ge=1, le=0xFFFFFFFF)
+    data_reqid: int = Field(ge=1, le=0xFFFFFFFF)
+
+
+class HomeAgentSection(_Section):
+    home_agent: IPv6Address
+    home_agent_ipv4: IPv4Address
+
+
+class MobileNodeConfig(_Section):
+    """The mobile node's daemon. ``lifetime_s`` is the binding lifetime that it asks for."""
+
+    control_socket: Path
+    home_agent: HomeAgentSection
+    mobile_node: PeerSection
+    ike: IkeSection
+    lifetime_s: int = Field(default=600, ge=4, le=4 * 0xFFFF)
+    protect_data: bool = True
+    handover_timeout_s: float = Field(default=15.0, gt=0)
+
+    def peering(self) -> Peering:
+        return _peering(Role.MOBILE_NODE, self.home_agent, self.mobile_node, self.protect_data)
+
+
+class HomeAgentConfig(_Section):
+    """The home agent's daemon, with the mobile nodes that may register."""
+
+    control_socket: Path
+    home_agent: HomeAgentSection
+    mobile_nodes: tuple[PeerSection, ...] = Field(min_length=1)
+    max_lifetime_s: int = Field(default=3600, ge=4, le=4 * 0xFFFF)
+    nat_refresh_time_s: int = Field(default=110, ge=1)
+    protect_data: bool = True
+
+    def peerings(self) -> tuple[Peering, ...]:
+        return tuple(
+            _peering(Role.HOME_AGENT, self.home_agent, node, self.protect_data)
+            for node in self.mobile_nodes
+        )
+
+
+def _peering(role: Role, agent: HomeAgentSection, node: PeerSection, protect: bool) -> Peering:
+    return Peering(
+        role=role,
+        home_address=node.home_address,
+        ipv4_home_address=node.ipv4_home_address,
+        home_agent=agent.home_agent,
+        home_agent_ipv4=agent.home_agent_ipv4,
+        reqids=Reqids(node.signalling_reqid, node.mirror_reqid, node.data_reqid),
+        protect_data=protect,
+    )
+
+
+Config = TypeVar("Config", MobileNodeConfig, HomeAgentConfig)
+
+
+def load(path: Path, model: type[Config]) -> Config:
+    """Read a daemon's configuration. Raises ConfigError, with what is wrong and where."""
+    try:
+        with path.open("rb") as file:
+            return model.model_validate(tomllib.load(file))
+    except OSError as error:
+        raise ConfigError(
+            f"can't be read: {error.strerror}", path=path, hint="give the daemon's TOML file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not TOML: {error}", path=path) from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"{where}: {problem['msg']}", path=path) from error
