@@ -1,0 +1,1 @@
+"""Octets to frozen dataclasses and back: no sockets, no clocks, no state."""
