@@ -1,0 +1,1 @@
+"""strongSwan: inventory, PKI, configuration files, the charon process and its VICI socket."""
