@@ -1,0 +1,437 @@
+"""User-Mode-Linux guests: run one command on another kernel, without root on the host.
+
+Debian's ``linux.uml`` boots on the host's own root file system (hostfs, read-only), runs one
+command as the guest's root and streams its output back. On the host it runs as an ordinary user:
+the one who calls, or ``nobody`` when that is root. See guest_keeper.py for what confines it, and
+guest_code.py for how it comes to see the project's files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dsmip_ipsec.errors import GuestError, LabError
+from dsmip_ipsec.lab import guest_code, guest_keeper
+from dsmip_ipsec.lab.guest_console import GuestConsole, GuestEnded
+from dsmip_ipsec.lab.guest_init import InitSpec, render_init
+from dsmip_ipsec.lab.guest_output import OutputLines
+
+INSTALL_HINT = "apt-get install user-mode-linux kmod"
+
+
+def guest_user() -> guest_code.User | None:
+    """uid and gid that guests run as: ``nobody`` when we are root, else None (who we are)."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam("nobody")
+    except KeyError:
+        return (65534, 65534)
+    return (entry.pw_uid, entry.pw_gid)
+
+
+def find_uml() -> str:
+    """Path of ``linux.uml``. Raises LabError when it isn't installed."""
+    found = shutil.which("linux.uml", path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin")
+    if found is None:
+        raise LabError("linux.uml, the guest kernel, is not installed", hint=INSTALL_HINT)
+    return found
+
+
+def prepare_share(share: Path) -> None:
+    """Make ``share`` a directory that the guest can write to (0700, owned by its user).
+
+    An existing directory is taken over only while it is empty. Raises LabError.
+    """
+    user = guest_user()
+    try:
+        share.mkdir(mode=0o700, parents=False, exist_ok=True)
+        info = share.stat()
+        owner = os.geteuid() if user is None else user[0]
+        if info.st_uid != owner:
+            if user is None or any(share.iterdir()):
+                raise LabError(
+                    f"{share} belongs to another user than the guest's",
+                    hint="give the guest a new or an empty directory",
+                )
+            os.chown(share, *user)
+    except OSError as error:
+        raise LabError(
+            f"can't prepare the directory {share} for the guest: {error.strerror}",
+            hint="give the guest a new directory in one that exists",
+        ) from error
+    if "," in str(share) or "\n" in str(share):
+        raise LabError(f"comma or line break in {share}", hint="choose another name")
+    if not guest_code.reaches(share, user):
+        raise LabError(
+            f"the guest's user can't reach {share}",
+            hint="use a directory below one that all users may enter, such as /tmp",
+        )
+
+
+def collect_share(share: Path, destination: Path) -> list[Path]:
+    """Copy what the guest left in ``share``; returns the files written, relative.
+
+    Only regular files and directories: the guest chose the names and could have left a link to
+    some file of the host for us, as root, to read or to overwrite. A file with keys that only its
+    owner may read stays so.
+    """
+    written: list[Path] = []
+    for directory, names, files, directory_fd in os.fwalk(share, follow_symlinks=False):
+        here = Path(directory).relative_to(share)
+        (destination / here).mkdir(parents=True, exist_ok=True)
+        names.sort()
+        for name in sorted(files):
+            if not stat.S_ISREG(os.lstat(name, dir_fd=directory_fd).st_mode):
+                continue
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            source = os.open(name, flags, dir_fd=directory_fd)
+            mode = os.fstat(source).st_mode & 0o777
+            target = destination / here / name
+            target.unlink(missing_ok=True)  # an older one may have another mode
+            created = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with open(source, "rb") as reader, open(created, "wb") as writer:
+                shutil.copyfileobj(reader, writer)
+            written.append(here / name)
+    return written
+
+
+class UmlGuest:
+    """One guest, one command. ``ready_after_s`` says, once it ran, how long it took to boot."""
+
+    def __init__(
+        self,
+        *,
+        share: Path,
+        console_log: Path,
+        mem_mb: int = 1024,
+        visible: Sequence[Path] = (),
+        boot_s: float = 60.0,
+        silence_s: float = 60.0,
+        keep: bool = False,
+    ) -> None:
+        """``share``: see prepare_share. ``visible``: directories the command needs besides our
+        code. ``silence_s``: no heartbeat for so long means hung. ``keep``: leave the run's
+        directory behind."""
+        self.share = Path(os.path.abspath(share))
+        self.console_log = Path(os.path.abspath(console_log))
+        if self.share in self.console_log.parents:
+            raise LabError(
+                "the console log lies in the guest's share",
+                hint="put it where the guest can't write",
+            )
+        self.mem_mb = mem_mb
+        self.visible = list(visible)
+        self.boot_s = boot_s
+        self.silence_s = silence_s
+        self.keep = keep
+        self.ready_after_s: float | None = None
+        self.run_dir: Path | None = None
+        self._directories: list[Path] = []
+        self._console: GuestConsole | None = None
+        self._fifos: dict[str, int] = {}
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | str = "/",
+        deadline_s: float,
+        on_line: Callable[[str], None],
+    ) -> int:
+        """Boot, run ``argv`` as the guest's root, end the guest; returns the command's status.
+
+        ``on_line`` gets each line of stdout and stderr (mixed, as they come). ``deadline_s``
+        covers all of it. Raises GuestError when the guest dies, hangs or is late, LabError when
+        it can't be started. However it ends, cancellation included, nothing is left running.
+        """
+        if not argv or any("\0" in word for word in argv):
+            raise LabError("no command for the guest, or a NUL in it", hint="pass a list of words")
+        uml = find_uml()
+        prepare_share(self.share)
+        started = time.monotonic()
+        nonce = secrets.token_hex(16)
+        lines = OutputLines(nonce, on_line)
+        loop = asyncio.get_running_loop()
+        try:
+            user = guest_user()
+            run_dir, mem_dir = self._make_directories(user)
+            guest_code.compile_package()
+            stage_dir = run_dir / "stage"
+            stage_dir.mkdir(mode=0o755)
+            stage_dir.chmod(0o755)
+            spec = InitSpec(
+                argv=argv,
+                share=self.share,
+                nonce=nonce,
+                # Our own code, however this process came by it.
+                env={"PYTHONPATH": str(guest_code.package_dir().parent), **(env or {})},
+                cwd=str(cwd),
+                mounts=guest_code.make_visible(
+                    guest_code.code_roots(self.visible), user, stage_dir
+                ),
+            )
+            self._write_init(run_dir / "init", render_init(spec), user)
+            console = self._spawn(uml, run_dir, mem_dir, user)
+            loop.add_reader(self._fifos["out"], self._on_output, lines, console)
+            loop.add_reader(self._fifos["ctl"], self._on_heartbeat, console)
+            try:
+                await self._wait_ready(console, started, min(self.boot_s, deadline_s))
+                await self._wait_end(console, started, deadline_s)
+            finally:
+                for descriptor in self._fifos.values():
+                    loop.remove_reader(descriptor)
+            if lines.status is None:
+                raise self._error("the guest ended without a status")
+            return lines.status
+        finally:
+            self._end()
+
+    # -- start
+
+    def _make_directories(self, user: guest_code.User | None) -> tuple[Path, Path]:
+        """The run's directory, and one for the guest's memory: a sparse file that is mapped
+        executable, so not on a noexec mount, and better on a tmpfs than written to a disk."""
+        run_dir = self._mkdtemp([tempfile.gettempdir(), "/tmp", "/var/tmp"], user, 1)  # noqa: S108
+        if user is not None:  # others have no business in a copy of root's files
+            os.chown(run_dir, -1, user[1])
+        run_dir.chmod(0o710)
+        mem_dir = self._mkdtemp(
+            ["/dev/shm", str(run_dir), "/tmp", "/var/tmp"],  # noqa: S108
+            user,
+            self.mem_mb,
+            prefix=f"{run_dir.name}-",  # so that one can see what belongs together
+        )
+        uml_dir = run_dir / "uml"
+        uml_dir.mkdir(mode=0o700)
+        for directory in (mem_dir, uml_dir):
+            if user is not None:
+                os.chown(directory, *user)
+        self.run_dir = run_dir
+        return run_dir, mem_dir
+
+    def _mkdtemp(
+        self,
+        bases: list[str],
+        user: guest_code.User | None,
+        need_mb: int,
+        prefix: str = "dsmip-guest-",
+    ) -> Path:
+        for base in bases:
+            try:
+                info = os.statvfs(base)
+            except OSError:
+                continue
+            fits = info.f_bavail * info.f_frsize >= need_mb * 2**20
+            if info.f_flag & os.ST_NOEXEC or not fits or not guest_code.reaches(Path(base), user):
+                continue
+            try:
+                made = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+            except OSError:
+                continue
+            self._directories.append(made)
+            return made
+        raise LabError(
+            f"no temporary directory with {need_mb} MB for the guest",
+            hint=f"set TMPDIR to one that isn't mounted noexec; tried {', '.join(bases)}",
+        )
+
+    @staticmethod
+    def _write_init(path: Path, text: str, user: guest_code.User | None) -> None:
+        # 0500: the environment is in it, and nobody else has to read that.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with open(os.open(path, flags, 0o500), "w", encoding="utf-8") as file:
+            file.write(text)
+        if user is not None:
+            os.chown(path, *user)
+
+    def _spawn(
+        self, uml: str, run_dir: Path, mem_dir: Path, user: guest_code.User | None
+    ) -> GuestConsole:
+        for name in ("out", "ctl"):
+            os.mkfifo(run_dir / name, 0o600)
+            # Opened for both ways, a FIFO never reports its end: the console does.
+            self._fifos[name] = os.open(run_dir / name, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        config = guest_keeper.KeeperConfig(
+            argv=[
+                uml,
+                f"mem={self.mem_mb}M",
+                f"uml_dir={run_dir}/uml",
+                "umid=guest",
+                "rootfstype=hostfs",
+                "rootflags=/",
+                "ro",
+                f"init={run_dir}/init",
+                "con=null",
+                "con0=fd:0,fd:1",
+                "ssl0=null,fd:{out}",
+                "ssl1=null,fd:{ctl}",
+            ],
+            env={"PATH": "/usr/bin:/bin", "TMPDIR": str(mem_dir), "HOME": str(mem_dir)},
+            parent_pid=os.getpid(),
+            user=user,
+            writable=[str(self.share), str(run_dir / "uml"), str(mem_dir)],
+            out_fifo=str(run_dir / "out"),
+            ctl_fifo=str(run_dir / "ctl"),
+            remove=[] if self.keep else [str(path) for path in self._directories],
+        )
+        config_path = run_dir / "keeper.json"
+        config_path.write_text(config.to_json(), encoding="utf-8")
+        self._console = GuestConsole(config_path, self.console_log)
+        return self._console
+
+    # -- while it runs
+
+    def _on_output(self, lines: OutputLines, console: GuestConsole) -> None:
+        try:
+            data = os.read(self._fifos["out"], 65536)
+        except BlockingIOError:
+            return
+        console.heard()
+        try:
+            lines.feed(data)
+        except Exception as error:  # on_line's own; run() raises it
+            console.finish(error)
+        else:
+            if lines.status is not None:
+                console.finish()
+
+    def _on_heartbeat(self, console: GuestConsole) -> None:
+        try:
+            os.read(self._fifos["ctl"], 4096)
+        except BlockingIOError:
+            return
+        console.heard()
+
+    async def _wait_ready(self, console: GuestConsole, started: float, limit_s: float) -> None:
+        await asyncio.wait([console.ready], timeout=max(0, started + limit_s - time.monotonic()))
+        if not console.ready.done():
+            raise self._error(f"the guest was not ready within {limit_s:g} s")
+        try:
+            console.ready.result()
+        except GuestEnded as end:
+            raise self._error(f"the guest didn't start: {end}") from None
+        self.ready_after_s = time.monotonic() - started
+
+    async def _wait_end(self, console: GuestConsole, started: float, deadline_s: float) -> None:
+        console.heard()
+        while not console.finished.done():
+            now = time.monotonic()
+            if now >= started + deadline_s:
+                raise self._error(f"the command in the guest didn't end within {deadline_s:g} s")
+            if now >= console.last_heard + self.silence_s:
+                raise self._error(f"the guest hangs: no sign of life for {self.silence_s:g} s")
+            wait_s = min(started + deadline_s, console.last_heard + self.silence_s) - now
+            await asyncio.wait([console.finished], timeout=wait_s)
+        try:
+            console.finished.result()
+        except GuestEnded as end:
+            raise self._error(f"the guest died: {end}") from None
+
+    def _error(self, message: str) -> GuestError:
+        return GuestError(message, console_log=self.console_log)
+
+    # -- end
+
+    def _end(self) -> None:
+        console, self._console = self._console, None
+        if console is not None:
+            console.close()
+        for descriptor in self._fifos.values():
+            os.close(descriptor)
+        self._fifos.clear()
+        if not self.keep:
+            for directory in self._directories:
+                shutil.rmtree(directory, ignore_errors=True)
+            self._directories.clear()
+
+
+async def run_in_guest(
+    argv: Sequence[str],
+    *,
+    share: Path,
+    env: Mapping[str, str] | None = None,
+    deadline_s: float,
+    on_line: Callable[[str], None],
+    console_log: Path,
+    mem_mb: int = 1024,
+    cwd: Path | str = "/",
+    visible: Sequence[Path] = (),
+    keep: bool = False,
+) -> int:
+    """Run one command in a new guest; see :class:`UmlGuest`."""
+    guest = UmlGuest(
+        share=share, console_log=console_log, mem_mb=mem_mb, visible=visible, keep=keep
+    )
+    return await guest.run(argv, env=env, cwd=cwd, deadline_s=deadline_s, on_line=on_line)
+
+
+def run_until_signal(work: Coroutine[Any, Any, int]) -> int:
+    """``asyncio.run`` that also cleans up on SIGTERM, then exits with 143 (Ctrl-C: 130).
+
+    For the main thread of a program. The exits are SystemExit, as a shell would report them.
+    """
+    ended_by: list[int] = []
+
+    async def main() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+
+        def end(number: int) -> None:
+            if not ended_by:
+                ended_by.append(number)
+                task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, end, number)
+        return await work
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        if not ended_by:
+            raise
+        raise SystemExit(128 + ended_by[0]) from None
+
+
+def run_in_guest_sync(
+    argv: Sequence[str],
+    *,
+    share: Path,
+    env: Mapping[str, str] | None = None,
+    deadline_s: float,
+    on_line: Callable[[str], None],
+    console_log: Path,
+    mem_mb: int = 1024,
+    cwd: Path | str = "/",
+    visible: Sequence[Path] = (),
+    keep: bool = False,
+) -> int:
+    """run_in_guest for programs without a loop: call it from the main thread."""
+    return run_until_signal(
+        run_in_guest(
+            argv,
+            share=share,
+            env=env,
+            deadline_s=deadline_s,
+            on_line=on_line,
+            console_log=console_log,
+            mem_mb=mem_mb,
+            cwd=cwd,
+            visible=visible,
+            keep=keep,
+        )
+    )

@@ -1,0 +1,141 @@
+"""The init script of a guest: the text of PID 1, written anew for each guest.
+
+A shell script rather than Python: an interpreter takes most of a second to start in the guest.
+What it must do before the command runs is little: file systems, modules, loopback, a heartbeat.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+GUEST_DIR = PurePosixPath("/run/dsmip")
+# Where the command finds the share, whatever its path on the host.
+GUEST_SHARE = GUEST_DIR / "share"
+GUEST_HOME = GUEST_DIR / "home"
+
+READY_MARK = "dsmip-guest: ready"
+FAILED_MARK = "dsmip-guest: cannot set up: "
+
+# What programs expect to be able to write to; the root file system is the host's, read-only.
+TMPFS = (
+    ("/run", "0755"),
+    ("/tmp", "1777"),  # noqa: S108 - the guest's own
+    ("/var/tmp", "1777"),  # noqa: S108
+    ("/var/log", "0755"),
+    ("/var/lib/misc", "0755"),  # leases of dnsmasq
+    ("/var/lib/dhcp", "0755"),
+)
+SBIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A host directory that must be seen in the guest at ``target``.
+
+    ``cover`` is a directory that no guest may look into; an empty tmpfs goes over it first.
+    """
+
+    source: Path
+    target: Path
+    cover: Path | None = None
+
+
+@dataclass(frozen=True)
+class InitSpec:
+    argv: Sequence[str]
+    share: Path
+    nonce: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = "/"
+    mounts: Sequence[Mount] = ()
+    hostname: str = "dsmip-guest"
+    modules_dir: str = "/usr/lib/uml/modules"
+    heartbeat_s: int = 2
+
+
+def is_shadowed(path: Path) -> bool:
+    """Whether the guest's own tmpfs lies over this host path."""
+    hidden = [*(name for name, _ in TMPFS), "/dev", "/proc", "/sys"]
+    return any(path == Path(name) or Path(name) in path.parents for name in hidden)
+
+
+def render_init(spec: InitSpec) -> str:
+    """The script's text. Everything that isn't ours is quoted; the environment is complete."""
+    env = {
+        "PATH": f"{GUEST_DIR}/bin:{SBIN_PATH}",
+        "HOME": str(GUEST_HOME),
+        "LANG": "C.UTF-8",
+        # The output is a serial line, so isatty() holds; colours and redrawing must be asked for.
+        "TERM": "dumb",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # the code is read-only here; existing .pyc are used
+        "DSMIP_GUEST": "uml",
+        "DSMIP_SHARE": str(GUEST_SHARE),
+        **spec.env,
+    }
+    words = ["env", "-i", *(f"{name}={value}" for name, value in env.items()), *spec.argv]
+    tmpfs = "\n".join(
+        f"[ ! -d {path} ] || mount -t tmpfs -o mode={mode} tmpfs {path} || fail {path}"
+        for path, mode in TMPFS
+    )
+    covers: list[Path] = []
+    lines: list[str] = []
+    for mount in spec.mounts:
+        target = shlex.quote(str(mount.target))
+        if mount.cover is not None and mount.cover not in covers:
+            covers.append(mount.cover)
+            over = shlex.quote(str(mount.cover))
+            lines.append(f"mount -t tmpfs -o mode=0755 tmpfs {over} || fail {over}")
+        source = shlex.quote(f"ro,{mount.source}")
+        lines.append(
+            f"mkdir -p {target} && mount -t hostfs -o {source} none {target} || fail {target}"
+        )
+    return f"""\
+#!/bin/sh
+PATH={SBIN_PATH}
+export PATH
+exec </dev/null
+# The host ends the guest; PID 1 must not end (that is a kernel panic).
+rest() {{ while :; do sleep 3600; done; }}
+fail() {{ echo "{FAILED_MARK}$*"; rest; }}
+mount -t proc proc /proc || fail /proc
+mount -t sysfs sys /sys || fail /sys
+grep -q '^devtmpfs /dev ' /proc/mounts || mount -t devtmpfs devtmpfs /dev || fail /dev
+mkdir -p /dev/pts /dev/shm /dev/net
+mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts || fail /dev/pts
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm || fail /dev/shm
+ln -sf /proc/self/fd /dev/fd
+ln -sf /proc/self/fd/0 /dev/stdin
+ln -sf /proc/self/fd/1 /dev/stdout
+ln -sf /proc/self/fd/2 /dev/stderr
+# Opening this node loads the module (its alias is the device number).
+[ -c /dev/net/tun ] || mknod -m 0666 /dev/net/tun c 10 200 || fail /dev/net/tun
+{tmpfs}
+mkdir -p {GUEST_SHARE} {GUEST_HOME} {GUEST_DIR}/bin {GUEST_DIR}/modules/lib/modules /run/lock
+mount -t hostfs -o {shlex.quote(str(spec.share))} none {GUEST_SHARE} || fail share
+{chr(10).join(lines)}
+# The modules lie outside /lib/modules, which a small host may not even have.
+ln -s {shlex.quote(spec.modules_dir)}/"$(uname -r)" {GUEST_DIR}/modules/lib/modules/ || fail modules
+printf '#!/bin/sh\\nexec /sbin/modprobe -d {GUEST_DIR}/modules "$@"\\n' >{GUEST_DIR}/bin/modprobe
+chmod 0755 {GUEST_DIR}/bin/modprobe
+echo {GUEST_DIR}/bin/modprobe >/proc/sys/kernel/modprobe || fail modprobe
+# A module in UML, and not loaded by the first IPv6 SA, address or policy.
+[ -d /proc/sys/net/ipv6 ] || {GUEST_DIR}/bin/modprobe ipv6 || fail ipv6
+echo {shlex.quote(spec.hostname)} >/proc/sys/kernel/hostname
+ip link set lo up || fail lo
+# ttyS0 carries the command's output and, last, its status; ttyS1 the heartbeat; the console
+# is the kernel's. So nothing of the three can garble another.
+stty -F /dev/ttyS0 raw -echo || fail ttyS0
+while :; do echo >/dev/ttyS1; sleep {spec.heartbeat_s}; done &
+cd {shlex.quote(spec.cwd)} || fail {shlex.quote(spec.cwd)}
+echo "{READY_MARK}"
+setsid -w {shlex.join(words)} >/dev/ttyS0 2>&1
+status=$?
+# Written data is on the host at once; this is for files that are still mapped.
+sync
+echo {shlex.quote(spec.nonce)} "$status" >/dev/ttyS0
+rest
+"""

@@ -1,0 +1,51 @@
+"""What all tests share: which of them run for whom, and where.
+
+Everything below tests/kernel is a kernel test: it needs root and a kernel with ESP. Elsewhere it
+fails and says how to run it; it is never skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import pytest
+
+KERNEL_TESTS = Path(__file__).parent / "kernel"
+HOW = "Run it with: python -m dsmip_ipsec.lab.guest_pytest (in a guest kernel; needs no root)"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "as_root: says something about running as root; left out for other users"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if KERNEL_TESTS in item.path.parents:
+            item.add_marker(pytest.mark.kernel)
+    # Left out by deselection, which pytest reports: what only root can show.
+    if os.geteuid() != 0:
+        left_out = [item for item in items if item.get_closest_marker("as_root")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("kernel") and (obstacle := kernel_obstacle()):
+        pytest.fail(f"{obstacle}\n{HOW}", pytrace=False)
+
+
+@functools.cache
+def kernel_obstacle() -> str:
+    """Why kernel tests can't run here; "" if they can."""
+    # Not at the top: unit tests of other layers needn't load it.
+    from dsmip_ipsec.kernel.probes import probe
+
+    if os.geteuid() != 0:
+        return "A kernel test needs root."
+    lacking = [item for item in probe(["esp4", "esp6"]) if item.status != "ok"]
+    reasons = "; ".join(f"{item.title}: {item.reason}" for item in lacking)
+    return f"This kernel can't run kernel tests ({reasons})." if lacking else ""
