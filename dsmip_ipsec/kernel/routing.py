@@ -87,7 +87,7 @@ class Routing:
         for address in self._addresses:
             await self._undo(self._ipr.addr("del", **address))
         self._rules, self._routes, self._addresses = [], {}, []
-        await self._ipr.close()
+        self._ipr.close()
         self._ipr = None
 
     async def _undo(self, removal: Any) -> None:
@@ -120,7 +120,7 @@ class Routing:
             )  # fmt: skip
 
     async def home_addresses(self, tun: str, addresses: list[Address]) -> None:
-        """Configure the home addresses on the TUN, and payload's default routes by it."""
+        """Configure the home addresses on the TUN."""
         async with _errors(f"can't configure home addresses on {tun}"):
             index = await self._index(tun)
             for address in addresses:
@@ -134,11 +134,22 @@ class Routing:
                     spec["flags"] = 0x02  # IFA_F_NODAD: the home agent defends it (RFC 6275 §10.3)
                 await self._ipr.addr("replace", **spec)
                 self._addresses.append(spec)
+
+    async def payload(self, tun: str, addresses: list[Address]) -> None:
+        """Lead payload into the TUN, hence under the policies: call this when they stand."""
+        async with _errors(f"can't route payload to {tun}"):
+            index = await self._index(tun)
+            for address in addresses:
                 await self._route(
-                    f"payload{address.version}",
+                    f"payload {address}",
                     {"dst": "default", "family": _family(address), "oif": index,
                      "prefsrc": str(address), "priority": PAYLOAD_METRIC},
                 )  # fmt: skip
+
+    async def no_payload(self) -> None:
+        """Take payload's routes away. Idempotent."""
+        for name in [name for name in self._routes if name.startswith("payload ")]:
+            await self._undo(self._ipr.route("del", **self._routes.pop(name)))
 
     async def attach(self, attachment: Attachment) -> None:
         """Make ``attachment`` usable beside the present one."""

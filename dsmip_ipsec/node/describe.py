@@ -7,10 +7,14 @@ from typing import Any
 from dsmip_ipsec.mobility.types import Binding
 
 
-def binding_dict(binding: Binding) -> dict[str, Any]:
-    """A binding as plain JSON values. ``outer_*`` are V4ADDR and Z of RFC 5555 §5.2.1."""
+def binding_dict(binding: Binding, *, seen: bool = True) -> dict[str, Any]:
+    """A binding as plain JSON values.
+
+    ``outer_*`` are V4ADDR and Z of RFC 5555 §5.2.1, which only the home agent sees: null with
+    ``seen`` false.
+    """
     ipv4_home = binding.ipv4_home_address
-    outer = binding.outer
+    outer = binding.outer if seen else None
     return {
         "home_address": str(binding.home_address),
         "ipv4_home_address": str(ipv4_home.ip) if ipv4_home is not None else None,

@@ -83,10 +83,7 @@ class MobileNodeDaemon:
             self._path.open()
             await self._routing.open()
             await self._routing.signalling(TUN_NAME, MARK_PATTERN, MARK_MASK)
-            addresses: list[IPv4Address | IPv6Address] = [self._peering.home_address]
-            if self._peering.ipv4_home_address is not None:
-                addresses.append(self._peering.ipv4_home_address)
-            await self._routing.home_addresses(TUN_NAME, addresses)
+            await self._routing.home_addresses(TUN_NAME, self._home_addresses())
             await self._control.start()
         except DsmipError:
             await self.stop()
@@ -104,6 +101,10 @@ class MobileNodeDaemon:
         await self._reconciler.close()
         await self._routing.close()
         self._path.close()
+
+    def _home_addresses(self) -> list[IPv4Address | IPv6Address]:
+        ipv4 = self._peering.ipv4_home_address
+        return [self._peering.home_address, *([ipv4] if ipv4 is not None else [])]
 
     # What the parts ask -----------------------------------------------------------------------
 
@@ -169,8 +170,11 @@ class MobileNodeDaemon:
         care_of_address = attachment.care_of_address
         await self._routing.attach(attachment)
         self._path.bind(care_of_address)
-        self._active = True
         if self._attachment is None:
+            # First the policies that block, then the routes that lead payload to them.
+            self._active = True
+            await self._reconciler.reconcile()
+            await self._routing.payload(TUN_NAME, self._home_addresses())
             await self._routing.use(attachment, self._peering.home_agent_ipv4)
             await self._driver.establish(
                 self._config.ike.connection,
@@ -240,6 +244,7 @@ class MobileNodeDaemon:
                 await self._driver.terminate(
                     self._config.ike.connection, timeout=self._config.ike.timeout_s
                 )
+            await self._routing.no_payload()
             self._active = False
             await self._reconciler.reconcile()
             if self._attachment is not None:
@@ -263,7 +268,9 @@ class MobileNodeDaemon:
 
     async def _status(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         return {
-            "bindings": [binding_dict(self._binding)] if self._binding is not None else [],
+            "bindings": [binding_dict(self._binding, seen=False)]
+            if self._binding is not None
+            else [],
             "attachment": self._attachment.interface if self._attachment is not None else "",
             "counters": {**self._engine.counters, **self._path.counters},
         }

@@ -1,0 +1,231 @@
+"""``dsmip-ipsec lab``: run labs, list them, and clean up after one that was killed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from dsmip_ipsec.errors import ConfigError, LabError
+
+# What a run leaves in DIR. A new run into the same DIR removes these, and nothing else.
+OUTPUT = ("record.json", "captures", "logs", "wireshark", "guest-console.log")
+
+# In a guest: the directory's name on the host, for what is printed there.
+SHOWN_AS_VARIABLE = "DSMIP_OUT_SHOWN_AS"
+
+# The guest's boot, the lab's set-up and teardown, and every step at its limit.
+_RUN_S = 120.0
+
+
+def add_parser(commands: Any) -> None:
+    """Add the sub-command and its own sub-commands."""
+    parser = commands.add_parser("lab", help="run labs in network namespaces")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    run = verbs.add_parser(
+        "run",
+        help="stand a lab up, run its scenario, report, take it down",
+        description="Exit status 0: every expectation of the scenario held.",
+    )
+    run.add_argument("lab", metavar="LAB", help="a lab's TOML file, or the name of one in labs/")
+    run.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="keep record.json, captures and logs in DIR (overwritten)",
+    )
+    run.add_argument(
+        "--export-keys",
+        action="store_true",
+        help="write the keys of all SAs to DIR/wireshark, a ready WIRESHARK_CONFIG_DIR",
+    )
+    run.add_argument(
+        "--kernel",
+        choices=("auto", "host", "uml"),
+        default="auto",
+        help="where to run: in place, in a User-Mode-Linux guest (no root needed), or, by "
+        "default, in place where that works and else in a guest",
+    )
+    run.set_defaults(run=run_lab)
+
+    down = verbs.add_parser("down", help="take away what a killed lab left behind")
+    down.add_argument("run_id", nargs="?", default="all", metavar="RUN", help="one run, or all")
+    down.set_defaults(run=take_down)
+
+    verbs.add_parser("list", help="list the labs that come along").set_defaults(run=list_labs)
+
+
+def find_lab(name: str) -> Path:
+    """The lab file ``name`` stands for: a path, or a name in ``labs/``. Raises ConfigError."""
+    from dsmip_ipsec.resources import resource_directory
+
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        return path
+    directory = resource_directory("labs")
+    shipped = directory / f"{name}.toml"
+    if not shipped.is_file():
+        names = ", ".join(sorted(p.stem for p in directory.glob("*.toml")))
+        raise ConfigError(f"there is no lab '{name}'", hint=f"name a TOML file, or one of: {names}")
+    return shipped
+
+
+def run_lab(arguments: argparse.Namespace) -> int:
+    """Run a lab in place or in a guest; return the exit status. Raises DsmipError."""
+    from dsmip_ipsec.lab import spec
+    from dsmip_ipsec.lab.guest_kernel import choose_kernel
+    from dsmip_ipsec.lab.scenario import KERNEL_KIND_VARIABLE
+
+    path = find_lab(arguments.lab)
+    spec.load(path)  # its faults are told here, before anything starts
+    if arguments.export_keys and arguments.out is None:
+        raise ConfigError("--export-keys needs --out", hint="say where the keys may be written")
+    with ExitStack() as stack:
+        out = _output(arguments.out, stack)
+        inside = KERNEL_KIND_VARIABLE in os.environ
+        if inside or choose_kernel(arguments.kernel) == "host":
+            return _run_in_place(path, out, arguments, keep=arguments.out is not None)
+        return _run_in_guest(path, out, arguments)
+
+
+def _output(directory: Path | None, stack: ExitStack) -> Path:
+    if directory is None:
+        temporary = tempfile.TemporaryDirectory(prefix="dsmip-lab-")
+        return Path(stack.enter_context(temporary))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in OUTPUT:
+            old = directory / name
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+            else:
+                old.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"can't use {directory} for output: {error.strerror}",
+            hint="name a directory that you may write to",
+        ) from error
+    return directory
+
+
+def _progress() -> Callable[[str], None]:
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)
+
+    return say
+
+
+def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep: bool) -> int:
+    from rich.console import Console
+
+    from dsmip_ipsec.lab import spec
+    from dsmip_ipsec.lab.guest import run_until_signal
+    from dsmip_ipsec.lab.scenario import Scenario
+    from dsmip_ipsec.report import table, wireshark
+
+    scenario = Scenario(spec.load(path), out, export_keys=arguments.export_keys, say=_progress())
+
+    async def run() -> int:
+        record = await scenario.run()
+        if arguments.export_keys:
+            wireshark.export(
+                out / "wireshark",
+                map(wireshark.SaKeys.of, scenario.standing.associations),
+                scenario.standing.ike_keys,
+            )
+            record = record.model_copy(
+                update={"artefacts": record.artefacts.model_copy(update={"wireshark": "wireshark"})}
+            )
+        if keep:
+            record.write(out / "record.json")
+        print()
+        shown = Path(os.environ.get(SHOWN_AS_VARIABLE, out))
+        table.render(record, Console(), directory=shown if keep and shown.name else None)
+        return 0 if record.passed else 1
+
+    return run_until_signal(run())
+
+
+def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace) -> int:
+    """Run the same command on a guest kernel, and bring home what it wrote."""
+    from dsmip_ipsec.lab.guest import collect_share, prepare_share, run_in_guest_sync
+    from dsmip_ipsec.lab.guest_init import GUEST_SHARE
+    from dsmip_ipsec.lab.scenario import KERNEL_KIND_VARIABLE
+
+    work = Path(tempfile.mkdtemp(prefix="dsmip-lab-"))
+    try:
+        work.chmod(0o711)  # the guest's user must reach its share below
+        share = work / "share"
+        prepare_share(share)
+        shutil.copyfile(path, share / "lab.toml")
+        command = [
+            *(sys.executable, "-m", "dsmip_ipsec", "lab", "run", f"{GUEST_SHARE}/lab.toml"),
+            *("--out", f"{GUEST_SHARE}/out"),
+            *(["--export-keys"] if arguments.export_keys else []),
+        ]
+        say = _progress()
+        say("booting the guest kernel (User-Mode Linux)")
+        status = run_in_guest_sync(
+            command,
+            share=share,
+            env={
+                KERNEL_KIND_VARIABLE: "uml",
+                SHOWN_AS_VARIABLE: str(arguments.out or ""),
+                **_terminal(),
+            },
+            deadline_s=_RUN_S,
+            on_line=lambda line: print(line, flush=True),
+            console_log=out / "guest-console.log",
+        )
+        if (share / "out").is_dir():
+            collect_share(share / "out", out)
+        return status
+    except OSError as error:
+        raise LabError(
+            f"can't prepare the guest's files: {error.strerror}", hint="is the disk full?"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _terminal() -> dict[str, str]:
+    """The width and colours of our terminal, for what the guest prints to it."""
+    columns = {"COLUMNS": str(shutil.get_terminal_size((100, 24)).columns)}
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        return {**columns, "NO_COLOR": "1"}
+    return {**columns, "FORCE_COLOR": "1", "TERM": os.environ.get("TERM", "xterm")}
+
+
+def take_down(arguments: argparse.Namespace) -> int:
+    """Clean up after runs that were killed. Raises LabError."""
+    from dsmip_ipsec.lab.cleanup import down
+
+    cleaned = down(arguments.run_id)
+    for run in cleaned:
+        print(
+            f"{run.run}: {run.processes} processes, {run.namespaces} namespaces, "
+            f"{run.directories} directories removed"
+        )
+    if not cleaned:
+        print("nothing to clean up")
+    return 0
+
+
+def list_labs(arguments: argparse.Namespace) -> int:
+    """Print name and description of every lab that comes along."""
+    from dsmip_ipsec.lab import spec
+    from dsmip_ipsec.resources import resource_directory
+
+    for path in sorted(resource_directory("labs").glob("*.toml")):
+        print(f"{path.stem:20} {spec.load(path).lab.description}")
+    return 0
