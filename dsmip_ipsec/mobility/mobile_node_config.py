@@ -1,0 +1,71 @@
+"""What a mobile node knows about itself and its home."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Network
+
+from dsmip_ipsec.errors import MobilityError
+from dsmip_ipsec.mobility.constants import (
+    INITIAL_BINDACK_TIMEOUT_FIRST_REG,
+    MAX_LIFETIME_UNITS,
+    NATKATIMEOUT,
+)
+from dsmip_ipsec.wire.mobility import LIFETIME_UNIT
+
+
+@dataclass(frozen=True, slots=True)
+class MobileNodeConfig:
+    """Configuration of :class:`~dsmip_ipsec.mobility.mobile_node.MobileNode`. Times in seconds.
+
+    ``ipv4_home_address``: a static one. ``request_ipv4``: ask for a dynamic one instead.
+    ``ipv4_prefix_length``: ask for an IPv4 prefix of this length too (RFC 5555 §3.1.1, P).
+    ``lifetime``: to ask for. ``key_mobility``: this node moves its IKE end points (K).
+    ``mobile_router`` sets R; ``mobile_network_prefixes`` then is explicit mode, none implicit
+    (RFC 3963 §5.2). ``link_local_compatible``: the L bit (RFC 6275 §11.7.1). ``force_udp``: ask
+    for UDP encapsulation in IPv4 networks from the start (F). ``nat_refresh_time``: when the
+    home agent suggests none. ``first_registration_timeout``: InitialBindackTimeoutFirstReg.
+
+    Raises :class:`MobilityError` for values that the protocol can't express.
+    """
+
+    home_address: IPv6Address
+    home_agent: IPv6Address
+    home_agent_ipv4: IPv4Address | None = None
+    ipv4_home_address: IPv4Interface | None = None
+    request_ipv4: bool = False
+    ipv4_prefix_length: int | None = None
+    lifetime: int = 600
+    key_mobility: bool = False
+    mobile_router: bool = False
+    mobile_network_prefixes: tuple[IPv6Network, ...] = ()
+    link_local_compatible: bool = False
+    force_udp: bool = False
+    nat_refresh_time: int = NATKATIMEOUT
+    first_registration_timeout: float = INITIAL_BINDACK_TIMEOUT_FIRST_REG
+
+    def __post_init__(self) -> None:
+        longest = LIFETIME_UNIT * MAX_LIFETIME_UNITS
+        if not LIFETIME_UNIT <= self.lifetime <= longest:
+            raise MobilityError(
+                f"a binding lifetime of {self.lifetime} s",
+                hint=f"ask for {LIFETIME_UNIT} to {longest} s",
+            )
+        if self.ipv4_prefix_length is not None and not 1 <= self.ipv4_prefix_length <= 32:
+            raise MobilityError(
+                f"an IPv4 prefix length of {self.ipv4_prefix_length}", hint="ask for 1 to 32"
+            )
+        if self.nat_refresh_time <= 0 or self.first_registration_timeout <= 0:
+            raise MobilityError(
+                "a refresh time or time-out that isn't above zero", hint="leave out the setting"
+            )
+        if self.mobile_network_prefixes and not self.mobile_router:
+            raise MobilityError(
+                "mobile network prefixes without mobile_router",
+                hint="set mobile_router, or leave out the prefixes",
+            )
+
+    @property
+    def wants_ipv4_address(self) -> bool:
+        """True when the node has an IPv4 home address or needs one."""
+        return self.ipv4_home_address is not None or self.request_ipv4

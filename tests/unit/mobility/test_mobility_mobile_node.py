@@ -1,0 +1,823 @@
+"""The mobile node's engine, rule by rule."""
+
+from __future__ import annotations
+
+import random
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from mobility_samples import (
+    AGENT,
+    AGENT_IPV4,
+    CARE_OF,
+    ELSEWHERE,
+    HOME,
+    HOME_IPV4,
+    PRIVATE,
+    PUBLIC,
+    changed,
+    dropped_silently,
+    events,
+    none,
+    only,
+    option,
+)
+
+from dsmip_ipsec.errors import MobilityError
+from dsmip_ipsec.mobility.mobile_node import MobileNode
+from dsmip_ipsec.mobility.mobile_node_config import MobileNodeConfig
+from dsmip_ipsec.mobility.mobile_node_states import TRANSITIONS, State, Trigger, transition
+from dsmip_ipsec.mobility.types import (
+    BindingChanged,
+    ChangeReason,
+    DropReason,
+    EventKind,
+    IPAddress,
+    MobilityPacket,
+    OuterAddress,
+    Output,
+    SendMobility,
+)
+from dsmip_ipsec.wire.mobility import (
+    BindingAck,
+    BindingRefreshRequest,
+    BindingUpdate,
+    Message,
+    decode,
+    encode,
+)
+from dsmip_ipsec.wire.options import (
+    AlternateCareOfAddress,
+    BindingRefreshAdvice,
+    IPv4AddressAck,
+    IPv4CareOfAddress,
+    IPv4HomeAddress,
+    MobileNetworkPrefix,
+    MobilityOption,
+    NatDetection,
+)
+
+REMOTE = OuterAddress(AGENT_IPV4, 4191)
+NO_NAT = NatDetection(False, 0xFFFFFFFF)
+BEHIND_NAT = NatDetection(False, 110)
+ACK_IPV4 = IPv4AddressAck(0, 32, HOME_IPV4.ip)
+
+
+def node(**changes: Any) -> MobileNode:
+    """A mobile node with a static IPv4 home address and a lifetime of 600 s."""
+    settings: dict[str, Any] = {"home_agent_ipv4": AGENT_IPV4, "ipv4_home_address": HOME_IPV4}
+    return MobileNode(
+        MobileNodeConfig(HOME, AGENT, **(settings | changes)), random.Random(5).getrandbits
+    )
+
+
+def sent_update(outputs: list[Output]) -> BindingUpdate:
+    message = decode(only(outputs, SendMobility).message, HOME, AGENT)
+    assert isinstance(message, BindingUpdate)
+    return message
+
+
+def from_agent(
+    message: Message,
+    *,
+    source: IPv6Address = AGENT,
+    protected: bool = True,
+    destination: IPv6Address = HOME,
+) -> MobilityPacket:
+    raw = encode(message, source, HOME)
+    return MobilityPacket(source, destination, raw, REMOTE, protected=protected)
+
+
+def answer(
+    update: BindingUpdate,
+    *options: MobilityOption,
+    status: int = 0,
+    lifetime: int | None = None,
+    sequence: int | None = None,
+    **flags: bool,
+) -> MobilityPacket:
+    units = update.lifetime if lifetime is None else lifetime
+    number = update.sequence if sequence is None else sequence
+    return from_agent(BindingAck(status, number, units, options=options, **flags))
+
+
+def registered(
+    engine: MobileNode, care_of: IPAddress = PRIVATE, at: float = 0.0, *options: MobilityOption
+) -> BindingUpdate:
+    """Attach and acknowledge 50 ms later."""
+    update = sent_update(engine.attach(care_of, at))
+    if not options:
+        options = (ACK_IPV4, BEHIND_NAT) if care_of.version == 4 else (ACK_IPV4,)
+    engine.handle(answer(update, *options), at + 0.05)
+    assert engine.state is State.REGISTERED
+    return update
+
+
+# --- what a binding update looks like ---
+
+
+def test_rfc5555_4_4_2_update_from_an_ipv4_network() -> None:
+    outputs = node().attach(PRIVATE, 0.0)
+    sent = only(outputs, SendMobility)
+    assert (sent.source, sent.destination) == (HOME, AGENT)
+    assert (sent.local, sent.remote) == (PRIVATE, REMOTE)
+    assert sent.home_address_option is None
+    update = sent_update(outputs)
+    assert update.acknowledge
+    assert update.home_registration
+    assert not update.force_udp
+    assert update.lifetime == 150
+    assert option(update, IPv4CareOfAddress).address == PRIVATE
+    assert option(update, IPv4HomeAddress) == IPv4HomeAddress(32, False, HOME_IPV4.ip)
+
+
+def test_rfc6275_11_7_1_update_from_an_ipv6_network() -> None:
+    """Home address option, alternate care-of address option ("MUST be included"), native."""
+    outputs = node(force_udp=True).attach(CARE_OF, 0.0)
+    sent = only(outputs, SendMobility)
+    assert (sent.source, sent.destination, sent.home_address_option) == (CARE_OF, AGENT, HOME)
+    assert sent.remote is None
+    update = sent_update(outputs)
+    assert option(update, AlternateCareOfAddress).address == CARE_OF
+    assert option(update, IPv4HomeAddress).address == HOME_IPV4.ip
+    assert not any(isinstance(each, IPv4CareOfAddress) for each in update.options)
+    assert not update.force_udp, "RFC 5555 §3.1.3: SHOULD NOT be set with an IPv6 care-of address"
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"key_mobility": True}, "key_mobility"),
+        ({"link_local_compatible": True}, "link_local"),
+        ({"mobile_router": True}, "mobile_router"),
+        ({"force_udp": True}, "force_udp"),
+    ],
+)
+def test_flags_follow_the_configuration(settings: dict[str, Any], flag: str) -> None:
+    flags = ("key_mobility", "link_local", "mobile_router", "force_udp", "map_registration")
+    update = sent_update(node(**settings).attach(PUBLIC, 0.0))
+    assert [name for name in flags if getattr(update, name)] == [flag]
+
+
+def test_rfc3963_5_2_explicit_prefixes_in_each_update_but_the_last() -> None:
+    prefix = IPv6Network("2001:db8:20::/56")
+    engine = node(mobile_router=True, mobile_network_prefixes=(prefix,))
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    assert option(update, MobileNetworkPrefix) == MobileNetworkPrefix(56, prefix.network_address)
+    engine.handle(answer(update, mobile_router=True), 0.1)
+    update = sent_update(engine.deregister(1.0))
+    assert not any(isinstance(each, MobileNetworkPrefix) for each in update.options)
+
+
+def test_rfc5555_4_4_2_dynamic_ipv4_address() -> None:
+    """0.0.0.0 first; then what was allocated; then, when the binding is gone, 0.0.0.0 again."""
+    engine = node(ipv4_home_address=None, request_ipv4=True, ipv4_prefix_length=24)
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    asked = [each for each in update.options if isinstance(each, IPv4HomeAddress)]
+    any_ = IPv4Address(0)
+    assert asked == [IPv4HomeAddress(32, False, any_), IPv4HomeAddress(24, True, any_)]
+    given, prefix = IPv4Address("192.0.2.77"), IPv4Network("192.0.2.64/28")
+    acks = IPv4AddressAck(0, 32, given), IPv4AddressAck(0, 28, prefix.network_address)
+    new = changed(engine.handle(answer(update, *acks, BEHIND_NAT), 0.1)).new
+    assert new is not None
+    assert new.ipv4_home_address == IPv4Interface((given, 32))
+    assert new.ipv4_prefixes == (prefix,), "§3.2.1: overrides what was requested"
+    update = sent_update(engine.refresh(1.0))
+    asked = [each for each in update.options if isinstance(each, IPv4HomeAddress)]
+    assert asked == [
+        IPv4HomeAddress(32, False, given),
+        IPv4HomeAddress(28, False, prefix.network_address),
+    ]
+    engine.handle(answer(update, *acks), 1.1)
+    update = sent_update(engine.deregister(2.0))
+    engine.handle(answer(update), 2.1)
+    assert engine.state is State.IDLE
+    update = sent_update(engine.attach(PRIVATE, 3.0))
+    asked = [each for each in update.options if isinstance(each, IPv4HomeAddress)]
+    assert asked[0].address == any_
+
+
+def test_a_forgotten_dynamic_address_is_asked_for_anew() -> None:
+    engine = node(ipv4_home_address=None, request_ipv4=True)
+    given = IPv4Address("192.0.2.77")
+    registered(engine, PRIVATE, 0.0, IPv4AddressAck(0, 32, given), BEHIND_NAT)
+    update = sent_update(engine.refresh(1.0))
+    outputs = engine.handle(answer(update, IPv4AddressAck(130, 0, given), BEHIND_NAT), 1.1)
+    assert option(sent_update(outputs), IPv4HomeAddress).address == IPv4Address(0)
+
+
+# --- what an acknowledgement does ---
+
+
+@pytest.mark.parametrize(
+    ("detection", "nat", "udp", "refresh"),
+    [
+        (NatDetection(False, 110), True, True, 110),
+        (NatDetection(False, 30), True, True, 30),
+        (NatDetection(False, 0), True, True, 110),  # §3.2.2: zero is ignored -> NATKATIMEOUT
+        (NatDetection(False, 0xFFFFFFFF), False, False, None),
+        (NatDetection(True, 0xFFFFFFFF), False, True, None),
+        (None, False, False, None),
+    ],
+)
+def test_rfc5555_4_4_2_nat_detection_option(
+    detection: NatDetection | None, nat: bool, udp: bool, refresh: int | None
+) -> None:
+    """§4.3: refresh at the suggested time; all ones: no keepalives, perhaps UDP all the same."""
+    engine = node()
+    update = sent_update(engine.attach(PRIVATE, 10.0))
+    options = (ACK_IPV4,) if detection is None else (ACK_IPV4, detection)
+    new = changed(engine.handle(answer(update, *options), 10.5)).new
+    assert new is not None
+    assert (new.nat_detected, new.udp_encapsulation) == (nat, udp)
+    assert new.outer == REMOTE
+    assert all(entry.udp_encapsulation is udp for entry in engine.binding_update_list)
+    assert engine.next_deadline() == 10.0 + (refresh if refresh is not None else 450)
+
+
+def test_rfc5555_4_3_keepalive_is_a_binding_update() -> None:
+    engine = node()
+    first = registered(engine)
+    assert engine.tick(109.9) == []
+    outputs = engine.tick(110.0)
+    assert engine.state is State.REFRESHING
+    update = sent_update(outputs)
+    assert update.sequence == (first.sequence + 1) % 65536
+    assert update.lifetime == 150
+    outputs = engine.handle(answer(update, ACK_IPV4, BEHIND_NAT), 110.1)
+    assert changed(outputs).reason is ChangeReason.REFRESHED
+    assert engine.next_deadline() == 220.0
+
+
+def test_rfc6275_11_7_1_refresh_well_before_the_lifetime_is_over() -> None:
+    engine = node()
+    registered(engine, PUBLIC, 0.0, ACK_IPV4, NO_NAT)
+    assert engine.next_deadline() == 450.0
+    assert not none(engine.tick(450.0), SendMobility)
+
+
+def test_rfc6275_11_7_3_refresh_advice() -> None:
+    engine = node()
+    registered(engine, CARE_OF, 0.0, ACK_IPV4, BindingRefreshAdvice(25))
+    assert engine.next_deadline() == 100.0
+
+
+def test_rfc6275_11_7_3_shorter_lifetime_counts_from_the_sending() -> None:
+    """max(L_remain - (L_update - L_ack), 0)."""
+    engine = node()
+    update = sent_update(engine.attach(PUBLIC, 10.0))
+    new = changed(engine.handle(answer(update, ACK_IPV4, NO_NAT, lifetime=25), 11.0)).new
+    assert new is not None
+    assert (new.registered_at, new.lifetime, new.expires_at) == (10.0, 100, 110.0)
+
+
+def test_rfc6275_11_7_3_longer_lifetime_than_asked_is_not_believed() -> None:
+    engine = node()
+    update = sent_update(engine.attach(PUBLIC, 0.0))
+    new = changed(engine.handle(answer(update, ACK_IPV4, NO_NAT, lifetime=15000), 0.1)).new
+    assert new is not None
+    assert new.lifetime == 600
+
+
+def test_rfc5555_4_4_2_two_entries_with_ipv4_one_without() -> None:
+    engine = node()
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    engine.handle(answer(update, ACK_IPV4, BEHIND_NAT), 0.1)
+    assert [entry.home_address for entry in engine.binding_update_list] == [HOME, HOME_IPV4.ip]
+    update = sent_update(engine.refresh(1.0))
+    refused = IPv4AddressAck(129, 0, HOME_IPV4.ip)
+    outputs = engine.handle(answer(update, refused, BEHIND_NAT), 1.1)
+    assert [entry.home_address for entry in engine.binding_update_list] == [HOME]
+    assert events(outputs) == [EventKind.IPV4_HOME_ADDRESS_REFUSED]
+    assert option(sent_update(engine.refresh(2.0)), IPv4HomeAddress), "MAY be included again"
+
+
+def test_rfc5555_2_3_1_unanswered_ipv4_option_is_left_out_from_then_on() -> None:
+    engine = node()
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    outputs = engine.handle(answer(update, BEHIND_NAT), 0.1)
+    assert events(outputs) == [EventKind.IPV4_HOME_ADDRESS_UNSUPPORTED]
+    assert [entry.home_address for entry in engine.binding_update_list] == [HOME]
+    update = sent_update(engine.refresh(1.0))
+    assert not any(isinstance(each, IPv4HomeAddress) for each in update.options)
+
+
+@pytest.mark.parametrize(
+    ("asked", "got", "result"),
+    [(True, True, True), (True, False, False), (False, True, False)],
+)
+def test_rfc6275_11_7_3_key_mobility(asked: bool, got: bool, result: bool) -> None:
+    engine = node(key_mobility=asked)
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    new = changed(engine.handle(answer(update, ACK_IPV4, key_mobility=got), 0.1)).new
+    assert new is not None
+    assert new.key_mobility is result
+
+
+def test_rfc6275_11_7_3_status_1_asks_for_prefix_discovery() -> None:
+    engine = node()
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    outputs = engine.handle(answer(update, ACK_IPV4, BEHIND_NAT, status=1), 0.1)
+    assert events(outputs) == [EventKind.PREFIX_DISCOVERY_NEEDED]
+    assert engine.state is State.REGISTERED
+
+
+# --- handover (RFC 5555 §5.1) ---
+
+
+def test_rfc5555_5_1_old_binding_stays_until_the_acknowledgement() -> None:
+    engine = node()
+    registered(engine)
+    old = engine.binding
+    outputs = engine.attach(PUBLIC, 5.0)
+    assert only(outputs, SendMobility).local == PUBLIC
+    assert none(outputs, BindingChanged)
+    assert engine.binding == old
+    assert engine.state is State.REGISTERING
+    change = changed(engine.handle(answer(sent_update(outputs), ACK_IPV4, NO_NAT), 5.1))
+    assert change.old == old
+    assert change.reason is ChangeReason.MOVED
+    assert change.new is not None
+    assert change.new.care_of_address == PUBLIC
+    assert not change.new.udp_encapsulation
+
+
+def test_late_acknowledgement_for_the_place_we_have_left_is_ignored() -> None:
+    engine = node()
+    first = sent_update(engine.attach(PRIVATE, 0.0))
+    engine.attach(PUBLIC, 0.2)
+    outputs = engine.handle(answer(first, ACK_IPV4, BEHIND_NAT), 0.3)
+    assert dropped_silently(outputs, DropReason.NOT_OUTSTANDING)
+    assert engine.binding is None
+
+
+def test_acknowledgement_of_an_earlier_transmission_counts() -> None:
+    """Of the same update to the same place: it need not go out again. The acknowledgement of
+    the second is then the newer word."""
+    engine = node()
+    first = sent_update(engine.attach(PRIVATE, 0.0))
+    second = sent_update(engine.tick(1.5))
+    engine.handle(answer(first, ACK_IPV4, BEHIND_NAT), 1.6)
+    assert engine.state is State.REGISTERED
+    assert engine.tick(5.0) == []
+    new = changed(engine.handle(answer(second, ACK_IPV4, NatDetection(False, 40)), 5.1)).new
+    assert new is not None
+    assert new.nat_refresh_time == 40
+    outputs = engine.handle(answer(first, ACK_IPV4, BEHIND_NAT), 5.2)
+    assert dropped_silently(outputs, DropReason.NOT_OUTSTANDING)
+
+
+def test_detached_node_keeps_its_binding_to_the_end_and_sends_nothing() -> None:
+    engine = node()
+    registered(engine)
+    assert none(engine.detach(1.0), SendMobility)
+    assert engine.next_deadline() == 600.0
+    assert engine.tick(599.0) == []
+    outputs = engine.tick(600.0)
+    assert changed(outputs).reason is ChangeReason.EXPIRED
+    assert none(outputs, SendMobility)
+    assert engine.next_deadline() is None
+
+
+# --- retransmission (RFC 6275 §11.8) ---
+
+
+@pytest.mark.parametrize(("bound", "first"), [(False, 1.5), (True, 1.0)])
+def test_rfc6275_11_8_exponential_back_off(bound: bool, first: float) -> None:
+    """1.5 s without a binding, else 1 s; doubled up to 32 s; a new sequence number each time."""
+    engine = node(lifetime=4 * 65535)
+    if bound:
+        registered(engine, PUBLIC, -100.0, ACK_IPV4, NO_NAT)
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    now, waits, numbers = 0.0, [], [update.sequence]
+    for _ in range(8):
+        due = engine.next_deadline()
+        assert due is not None
+        assert none(engine.tick(due - 0.001), SendMobility)
+        outputs = engine.tick(due)
+        numbers.append(sent_update(outputs).sequence)
+        waits.append(due - now)
+        now = due
+    expected = [min(first * 2**n, 32.0) for n in range(8)]
+    assert waits == expected
+    assert [(b - a) % 65536 for a, b in pairwise(numbers)] == [1] * 8
+    assert engine.counters["retransmitted"] == 8
+
+
+def test_rfc6275_13_first_registration_timeout_is_configurable() -> None:
+    engine = node(first_registration_timeout=3.0)
+    engine.attach(PRIVATE, 0.0)
+    assert engine.next_deadline() == 3.0
+
+
+def test_rfc6275_11_8_no_more_than_three_updates_a_second() -> None:
+    engine = node()
+    times = []
+    for n in range(6):
+        now = n / 10
+        if not none(engine.attach(IPv4Address(0x0A000001 + n), now), SendMobility):
+            times.append(now)
+    assert times == [0.0, 0.1, 0.2]
+    assert engine.next_deadline() == 1.0
+    sent = only(engine.tick(1.0), SendMobility)
+    assert sent.local == IPv4Address(0x0A000006), "the newest place"
+    assert engine.next_deadline() == 2.5, "an update that had to wait is no retransmission"
+
+
+@pytest.mark.parametrize("start", [1.01, 0.1, 1e9 / 3, 12345.678])
+def test_rate_limit_ends_when_its_deadline_says(start: float) -> None:
+    """Whatever floats make of the sum (1.01 + 1.0 - 1.01 is less than 1)."""
+    engine = node()
+    for _ in range(4):
+        engine.attach(PRIVATE, start)
+    due = engine.next_deadline()
+    assert due is not None
+    assert not none(engine.tick(due), SendMobility)
+
+
+def test_acknowledged_update_is_not_sent_again() -> None:
+    engine = node()
+    registered(engine, PUBLIC, 0.0, ACK_IPV4, NO_NAT)
+    assert engine.tick(100.0) == []
+
+
+# --- sequence numbers ---
+
+
+def test_rfc6275_11_7_3_status_135_resynchronises() -> None:
+    engine = node()
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    far = (update.sequence + 1000) % 65536
+    outputs = engine.handle(answer(update, BEHIND_NAT, status=135, sequence=far), 0.1)
+    assert events(outputs) == [EventKind.SEQUENCE_RESYNCHRONISED]
+    again = sent_update(outputs)
+    assert again.sequence == (far + 1) % 65536
+    engine.handle(answer(again, ACK_IPV4, BEHIND_NAT), 0.2)
+    assert engine.state is State.REGISTERED
+
+
+def test_status_135_for_a_duplicate_is_no_reason_to_resynchronise() -> None:
+    """The network delivered an older update twice: the newest is beyond what it complains of."""
+    engine = node()
+    first = registered(engine)
+    outputs = engine.handle(answer(first, status=135), 0.2)
+    assert dropped_silently(outputs, DropReason.NOT_OUTSTANDING)
+    engine.refresh(1.0)
+    outputs = engine.handle(answer(first, status=135), 1.1)
+    assert dropped_silently(outputs, DropReason.NOT_OUTSTANDING)
+    assert engine.state is State.REFRESHING
+
+
+def test_rfc6275_9_5_1_sequence_numbers_wrap() -> None:
+    engine = MobileNode(MobileNodeConfig(HOME, AGENT, AGENT_IPV4), lambda bits: (1 << bits) - 1)
+    assert sent_update(engine.attach(PRIVATE, 0.0)).sequence == 0
+
+
+# --- acknowledgements to be ignored (RFC 6275 §11.7.3) ---
+
+
+def test_unprotected_acknowledgement_is_ignored() -> None:
+    engine = node()
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    for status in (0, 135, 129):
+        packet = from_agent(BindingAck(status, update.sequence, 150), protected=False)
+        assert dropped_silently(engine.handle(packet, 0.1), DropReason.UNPROTECTED)
+    assert engine.state is State.REGISTERING
+
+
+@pytest.mark.parametrize(
+    ("packet", "reason"),
+    [
+        (from_agent(BindingAck(0, 1, 150), source=ELSEWHERE), DropReason.WRONG_SOURCE),
+        (from_agent(BindingAck(0, 1, 150), destination=ELSEWHERE), DropReason.WRONG_DESTINATION),
+        (from_agent(BindingAck(0, 1, 150)), DropReason.NOT_OUTSTANDING),
+        (MobilityPacket(AGENT, HOME, b"\x3b\x01\x06", REMOTE), DropReason.MALFORMED),
+        (from_agent(BindingUpdate(1, 1)), DropReason.UNEXPECTED_MESSAGE),
+    ],
+)
+def test_what_is_not_for_us_is_dropped(packet: MobilityPacket, reason: DropReason) -> None:
+    engine = node()
+    engine.attach(PRIVATE, 0.0)
+    assert dropped_silently(engine.handle(packet, 0.1), reason)
+    assert engine.counters[f"dropped.{reason}"] == 1
+    assert engine.state is State.REGISTERING
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("status", [129, 131, 132, 133, 134, 139, 140, 141, 142, 143, 174, 250])
+def test_rfc6275_11_7_3_final_refusal(status: int) -> None:
+    engine = node()
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    outputs = engine.handle(answer(update, BEHIND_NAT, status=status), 0.1)
+    assert events(outputs) == [EventKind.REGISTRATION_REFUSED]
+    assert engine.state is State.REFUSED
+    assert engine.next_deadline() is None
+    assert sent_update(engine.attach(PUBLIC, 1.0)), "another network, another chance"
+
+
+@pytest.mark.parametrize("status", [128, 130])
+def test_passing_refusal_is_tried_again_slowly(status: int) -> None:
+    engine = node()
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    outputs = engine.handle(answer(update, BEHIND_NAT, status=status), 0.1)
+    assert none(outputs, SendMobility)
+    assert engine.next_deadline() == pytest.approx(32.1)
+    assert sent_update(engine.tick(32.2))
+
+
+def test_refused_refresh_leaves_the_old_binding_to_its_lifetime() -> None:
+    engine = node()
+    registered(engine)
+    update = sent_update(engine.refresh(1.0))
+    outputs = engine.handle(answer(update, BEHIND_NAT, status=129), 1.1)
+    assert none(outputs, BindingChanged)
+    assert engine.binding is not None
+    assert changed(engine.tick(600.0)).reason is ChangeReason.EXPIRED
+
+
+def test_rfc5555_4_4_2_status_144_drops_the_f_flag() -> None:
+    engine = node(force_udp=True)
+    update = sent_update(engine.attach(PUBLIC, 0.0))
+    assert update.force_udp
+    outputs = engine.handle(answer(update, NO_NAT, status=144), 0.1)
+    assert events(outputs) == [EventKind.FORCED_UDP_REFUSED]
+    again = sent_update(outputs)
+    assert not again.force_udp
+    new = changed(engine.handle(answer(again, ACK_IPV4, NO_NAT), 0.2)).new
+    assert new is not None
+    assert not new.udp_encapsulation
+
+
+def test_rfc5555_4_4_1_persistent_loss_asks_for_forced_udp() -> None:
+    engine = node()
+    registered(engine, PUBLIC, 0.0, ACK_IPV4, NO_NAT)
+    update = sent_update(engine.report_packet_loss(1.0))
+    assert update.force_udp
+    forced = NatDetection(True, 0xFFFFFFFF)
+    new = changed(engine.handle(answer(update, ACK_IPV4, forced), 1.1)).new
+    assert new is not None
+    assert new.udp_encapsulation
+    assert engine.report_packet_loss(2.0) == [], "nothing more to be had"
+    registered(engine, CARE_OF, 3.0)
+    assert engine.report_packet_loss(4.0) == [], "not over IPv6"
+
+
+def test_rfc3963_5_3_router_leaves_a_home_agent_that_supports_none() -> None:
+    engine = node(mobile_router=True)
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    outputs = engine.handle(answer(update, ACK_IPV4, BEHIND_NAT, mobile_router=False), 0.1)
+    assert EventKind.MOBILE_ROUTER_UNSUPPORTED in events(outputs)
+    assert sent_update(outputs).lifetime == 0
+    assert engine.state is State.DEREGISTERING
+
+
+def test_accepted_for_no_time_is_no_binding() -> None:
+    engine = node()
+    update = sent_update(engine.attach(PRIVATE, 0.0))
+    outputs = engine.handle(answer(update, ACK_IPV4, BEHIND_NAT, lifetime=0), 0.1)
+    assert none(outputs, BindingChanged)
+    assert engine.next_deadline() == pytest.approx(32.1)
+
+
+# --- care-of address selection (RFC 5555 §4.4.1) ---
+
+
+def test_rfc5555_4_4_1_ipv6_first_then_ipv4_after_three_attempts() -> None:
+    engine = node()
+    engine.attach(CARE_OF, 0.0, ipv4_alternative=PRIVATE, administrative_domain="a")
+    locals_: list[Any] = []
+    now = 0.0
+    for _ in range(4):
+        due = engine.next_deadline()
+        assert due is not None
+        locals_.append(only(engine.tick(due), SendMobility).local)
+        now = due
+    assert locals_ == [CARE_OF, CARE_OF, PRIVATE, PRIVATE]
+    assert now == 1.5 + 3.0 + 6.0 + 1.5, "three timeouts, and then from the beginning"
+    # "upon movement, the mobile node not change the IP address family"
+    outputs = engine.attach(CARE_OF, 30.0, ipv4_alternative=PUBLIC, administrative_domain="a")
+    assert only(outputs, SendMobility).local == PUBLIC
+    outputs = engine.attach(CARE_OF, 40.0, ipv4_alternative=PUBLIC)
+    assert only(outputs, SendMobility).local == PUBLIC, "not aware of another domain"
+    # "unless ... it has moved to a different administrative domain"
+    outputs = engine.attach(CARE_OF, 50.0, ipv4_alternative=PUBLIC, administrative_domain="b")
+    assert only(outputs, SendMobility).local == CARE_OF
+
+
+def test_rfc5555_4_4_1_without_an_alternative_ipv6_goes_on() -> None:
+    engine = node()
+    engine.attach(CARE_OF, 0.0)
+    for _ in range(5):
+        due = engine.next_deadline()
+        assert due is not None
+        assert only(engine.tick(due), SendMobility).local == CARE_OF
+
+
+def test_rfc5555_4_4_1_answered_attempts_do_not_add_up() -> None:
+    engine = node()
+    update = sent_update(engine.attach(CARE_OF, 0.0, ipv4_alternative=PRIVATE))
+    sent_update(engine.tick(1.5))
+    engine.handle(answer(update, ACK_IPV4), 2.0)
+    engine.refresh(10.0)
+    assert only(engine.tick(11.0), SendMobility).local == CARE_OF
+    assert only(engine.tick(13.0), SendMobility).local == CARE_OF
+    assert only(engine.tick(17.0), SendMobility).local == PRIVATE
+    assert engine.state is State.REGISTERING
+    assert engine.binding is not None
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "0.0.0.0", "224.0.0.9", "::", "::1", "fe80::1", "ff02::1"]
+)
+def test_addresses_that_are_no_care_of_addresses(address: str) -> None:
+    engine = node()
+    with pytest.raises(MobilityError) as caught:
+        engine.attach(ip_address(address), 0.0)
+    assert caught.value.hint
+    assert engine.state is State.DETACHED
+    assert engine.care_of_address is None
+
+
+def test_ipv4_without_the_home_agents_ipv4_address() -> None:
+    engine = node(home_agent_ipv4=None)
+    with pytest.raises(MobilityError, match="IPv4 address isn't known"):
+        engine.attach(PRIVATE, 0.0)
+    engine.attach(CARE_OF, 0.0, ipv4_alternative=PRIVATE)
+    for _ in range(5):
+        due = engine.next_deadline()
+        assert due is not None
+        assert only(engine.tick(due), SendMobility).local == CARE_OF
+
+
+# --- deregistration (RFC 5555 §4.4.2.1, RFC 6275 §11.5.5) ---
+
+
+@pytest.mark.parametrize("status", [0, 133])
+def test_rfc5555_4_4_2_1_lifetime_zero_removes_all(status: int) -> None:
+    engine = node()
+    registered(engine)
+    old = engine.binding
+    outputs = engine.deregister(5.0)
+    assert none(outputs, BindingChanged), "not before the home agent says so"
+    update = sent_update(outputs)
+    assert update.lifetime == 0
+    assert [type(each) for each in update.options] == [IPv4CareOfAddress]
+    outputs = engine.handle(answer(update, BEHIND_NAT, status=status), 5.1)
+    assert changed(outputs) == BindingChanged(old, None, ChangeReason.DEREGISTERED)
+    assert engine.state is State.IDLE
+    assert engine.next_deadline() is None
+    assert list(engine.binding_update_list) == []
+    assert engine.deregister(6.0) == []
+
+
+def test_rfc6275_11_5_5_deregistration_at_home() -> None:
+    engine = node()
+    registered(engine)
+    engine.detach(1.0)
+    sent = only(engine.deregister(2.0, at_home=True), SendMobility)
+    assert (sent.source, sent.destination) == (HOME, AGENT)
+    assert (sent.home_address_option, sent.remote) == (None, None)
+    update = decode(sent.message, HOME, AGENT)
+    assert isinstance(update, BindingUpdate)
+    assert option(update, AlternateCareOfAddress).address == HOME
+    engine.handle(answer(update), 2.1)
+    assert engine.state is State.IDLE
+
+
+def test_moving_while_deregistering_deregisters_from_the_new_place() -> None:
+    engine = node()
+    registered(engine)
+    engine.deregister(5.0)
+    outputs = engine.attach(PUBLIC, 6.0)
+    assert sent_update(outputs).lifetime == 0
+    assert only(outputs, SendMobility).local == PUBLIC
+    assert engine.state is State.DEREGISTERING
+
+
+def test_unanswered_deregistration_ends_with_the_lifetime() -> None:
+    """Then no home agent can have a binding any more."""
+    engine = node(lifetime=40)
+    registered(engine)
+    outputs = engine.deregister(5.0)
+    now = 5.0
+    while engine.state is State.DEREGISTERING:
+        due = engine.next_deadline()
+        assert due is not None
+        now = due
+        outputs = engine.tick(now)
+        assert now < 1000
+    assert engine.binding is None
+    assert 40 < now < 120
+    assert engine.next_deadline() is None
+    assert none(outputs, SendMobility)
+
+
+def test_rfc5555_4_4_2_1_removing_only_ipv4() -> None:
+    engine = node()
+    registered(engine)
+    update = sent_update(engine.request_ipv4(False, 1.0))
+    assert not any(isinstance(each, IPv4HomeAddress) for each in update.options)
+    change = changed(engine.handle(answer(update, BEHIND_NAT), 1.1))
+    assert change.reason is ChangeReason.CHANGED
+    assert change.new is not None
+    assert change.new.ipv4_home_address is None
+    assert option(sent_update(engine.request_ipv4(True, 2.0)), IPv4HomeAddress)
+
+
+# --- expiry, refresh requests ---
+
+
+def test_expired_binding_is_registered_anew() -> None:
+    """A tick that comes too late for the refresh."""
+    engine = node()
+    registered(engine)
+    outputs = engine.tick(700.0)
+    assert changed(outputs).reason is ChangeReason.EXPIRED
+    assert sent_update(outputs)
+    assert engine.state is State.REGISTERING
+
+
+def test_unanswered_refreshes_end_in_expiry_and_go_on() -> None:
+    engine = node(lifetime=40)
+    registered(engine, PUBLIC, 0.0, ACK_IPV4, NO_NAT)
+    expired = []
+    while (due := engine.next_deadline()) is not None and due < 200:
+        outputs = engine.tick(due)
+        expired += [(due, each) for each in outputs if isinstance(each, BindingChanged)]
+    assert [due for due, _ in expired] == [40.0]
+    assert engine.state is State.REGISTERING
+    assert engine.next_deadline() is not None
+
+
+def test_rfc6275_11_7_4_refresh_request() -> None:
+    engine = node()
+    packet = from_agent(BindingRefreshRequest())
+    assert dropped_silently(engine.handle(packet, 0.0), DropReason.UNEXPECTED_MESSAGE)
+    registered(engine)
+    assert sent_update(engine.handle(packet, 5.0)).lifetime == 150
+    assert engine.state is State.REFRESHING
+
+
+# --- the table of states ---
+
+
+def test_every_state_takes_attach_and_detach() -> None:
+    for state in State:
+        assert (state, Trigger.ATTACH) in TRANSITIONS
+        assert (state, Trigger.DETACH) in TRANSITIONS
+
+
+def test_every_state_can_be_reached() -> None:
+    reached = {State.DETACHED}
+    while True:
+        more = {new for (old, _), new in TRANSITIONS.items() if old in reached} | reached
+        if more == reached:
+            break
+        reached = more
+    assert reached == set(State)
+
+
+def test_what_the_table_lacks_is_a_typed_error() -> None:
+    for state in State:
+        for trigger in Trigger:
+            if (state, trigger) not in TRANSITIONS:
+                with pytest.raises(MobilityError) as caught:
+                    transition(state, trigger)
+                assert caught.value.hint
+
+
+@pytest.mark.parametrize("state", [State.DETACHED, State.IDLE, State.REFUSED])
+def test_refresh_without_a_registration(state: State) -> None:
+    engine = node()
+    if state is not State.DETACHED:
+        update = sent_update(engine.attach(PRIVATE, 0.0))
+        if state is State.REFUSED:
+            engine.handle(answer(update, status=129), 0.1)
+        else:
+            engine.handle(answer(update, ACK_IPV4), 0.1)
+            engine.handle(answer(sent_update(engine.deregister(1.0))), 1.1)
+    assert engine.state is state
+    with pytest.raises(MobilityError):
+        engine.refresh(2.0)
+    assert engine.state is state
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lifetime": 3},
+        {"lifetime": 4 * 65536},
+        {"ipv4_prefix_length": 0},
+        {"ipv4_prefix_length": 33},
+        {"nat_refresh_time": 0},
+        {"mobile_network_prefixes": (IPv6Network("2001:db8:20::/56"),)},
+    ],
+)
+def test_configuration_that_the_protocol_cannot_express(wrong: dict[str, Any]) -> None:
+    with pytest.raises(MobilityError) as caught:
+        MobileNodeConfig(HOME, AGENT, **wrong)
+    assert caught.value.hint
