@@ -1,0 +1,181 @@
+"""From a lab file to what its nodes run with: credentials, charon's files, daemon configuration.
+
+Everything secret is made afresh for each run and written below the run's directory, 0600.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from dsmip_ipsec.errors import ConfigError
+from dsmip_ipsec.ike.inventory import (
+    Certificate,
+    Deployment,
+    HomeAgent,
+    IkeSettings,
+    MobileNode,
+    MobilityMode,
+    PresharedKey,
+)
+from dsmip_ipsec.ike.pki import CertificateAuthority
+from dsmip_ipsec.ike.render import NodeFiles, write_node
+from dsmip_ipsec.ipsec.desired import Reqids
+from dsmip_ipsec.lab.spec import Lab
+
+DOMAIN = "dsmip.example"  # RFC 2606 reserves it
+_MODES = {
+    "mobike": MobilityMode.MOBIKE,
+    "k_bit": MobilityMode.K_BIT,
+    "renegotiate": MobilityMode.RENEGOTIATE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDeployment:
+    """One node that runs charon and a daemon of ours."""
+
+    name: str
+    role: str
+    files: NodeFiles
+    daemon_config: Path
+    control_socket: Path
+    connection: str
+
+
+def reqids(index: int) -> Reqids:
+    """Reqids of the ``index``-th mobile node: 55500 and up, readable in ``ip xfrm``."""
+    base = 55500 + 10 * index
+    return Reqids(signalling=base + 1, mirror=base + 2, data=base + 3)
+
+
+def home_agent_name(lab: Lab) -> str:
+    """The lab's home agent. Raises ConfigError unless there is exactly one."""
+    agents = list(lab.home_agents())
+    if len(agents) != 1:
+        raise ConfigError(
+            f"the lab has {len(agents)} home agents", hint="declare one node of role home_agent"
+        )
+    return agents[0]
+
+
+def deploy(
+    lab: Lab, directory: Path, *, now: datetime, export_keys: bool = False
+) -> dict[str, NodeDeployment]:
+    """Write the files of all nodes below ``directory``; return the nodes by name.
+
+    Raises ConfigError for a lab that can't be deployed.
+    """
+    agent = home_agent_name(lab)
+    ipv6 = lab.home_agent_address(agent)
+    ipv4 = lab.home_agent_ipv4_address(agent)
+    if ipv6 is None or ipv4 is None:
+        raise ConfigError(
+            f"home agent {agent} needs an IPv6 and an IPv4 address",
+            hint="give it `address` and `ipv4_address`, or addresses on its home link",
+        )
+    deployment = _inventory(lab, HomeAgent(f"{agent}.{DOMAIN}", ipv6, ipv4), now)
+    peers = [_peer(lab, index) for index in range(len(deployment.mobile_nodes))]
+    home = {"home_agent": str(ipv6), "home_agent_ipv4": str(ipv4)}
+    nodes = {
+        agent: _write(
+            deployment, agent, None, directory, export_keys, {"mobile_nodes": peers}, home, lab
+        )
+    }
+    for peer, node in zip(peers, deployment.mobile_nodes, strict=True):
+        nodes[node.name] = _write(
+            deployment, node.name, node.name, directory, export_keys,
+            {"mobile_node": peer, "lifetime_s": lab.mobility.lifetime_s}, home, lab,
+        )  # fmt: skip
+    return nodes
+
+
+def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
+    certified = lab.ike.auth == "certificate"
+    authority = CertificateAuthority.create("dsmip-ipsec lab", now=now) if certified else None
+
+    def certificate(identity: str) -> Certificate:
+        assert authority is not None, "only called with certificates"
+        return authority.issue(identity, now=now)
+
+    if certified:
+        agent = HomeAgent(agent.identity, agent.ipv6, agent.ipv4, certificate(agent.identity))
+    nodes = []
+    for index, (name, node) in enumerate(lab.mobile_nodes().items()):
+        identity = f"{name}.{DOMAIN}"
+        ids = reqids(index)
+        nodes.append(
+            MobileNode(
+                name=name,
+                identity=identity,
+                home_address=node.home_address,
+                ipv4_home_address=node.ipv4_home_address,
+                credentials=certificate(identity)
+                if certified
+                else PresharedKey(secrets.token_bytes(32)),
+                signalling_reqid=ids.signalling,
+                data_reqid=ids.data,
+            )
+        )
+    settings = IkeSettings(mobility=_MODES[lab.ike.mobility], protect_data=lab.data.protected)
+    return Deployment(agent, tuple(nodes), settings)
+
+
+def _peer(lab: Lab, index: int) -> dict[str, Any]:
+    node = list(lab.mobile_nodes().values())[index]
+    ids = reqids(index)
+    peer: dict[str, Any] = {
+        "home_address": str(node.home_address),
+        "signalling_reqid": ids.signalling,
+        "mirror_reqid": ids.mirror,
+        "data_reqid": ids.data,
+    }
+    if node.ipv4_home_address is not None:
+        peer["ipv4_home_address"] = str(node.ipv4_home_address)
+    return peer
+
+
+def _write(
+    deployment: Deployment,
+    name: str,
+    node: str | None,
+    directory: Path,
+    export_keys: bool,
+    config: dict[str, Any],
+    home: dict[str, str],
+    lab: Lab,
+) -> NodeDeployment:
+    files = write_node(
+        deployment,
+        node,
+        directory / name,
+        interfaces=_interfaces(lab, name, node is None),
+        export_keys=export_keys,
+    )
+    control = directory / f"{name}.sock"
+    document: dict[str, Any] = {
+        "control_socket": str(control),
+        "protect_data": lab.data.protected,
+        "home_agent": home,
+        **config,
+    }
+    if node is not None:
+        document["ike"] = {"vici_socket": str(files.vici_socket), "connection": node}
+    path = directory / f"{name}.toml"
+    path.write_text(tomli_w.dumps(document), encoding="utf-8")
+    role = "home_agent" if node is None else "mobile_node"
+    return NodeDeployment(name, role, files, path, control, node or "")
+
+
+def _interfaces(lab: Lab, name: str, agent: bool) -> tuple[str, ...]:
+    """Links that lead to the other end. Without the limit charon would try the path between home
+    address and home agent, which is the tunnel itself."""
+    home_link = lab.home_agents()[name].home_link if agent else ""
+    return tuple(
+        link for link, ends in lab.links.items() if name in ends.ends and link != home_link
+    )

@@ -1,0 +1,164 @@
+"""What a node knows at one moment: bindings, SAD, SPD, IKE_SAs, counters.
+
+SAD and SPD are read from the node's own kernel namespace; bindings come from its daemon, IKE_SAs
+from its charon. Three independent sources: that they agree is what a lab shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from dsmip_ipsec.ike.vici_driver import ViciDriver
+from dsmip_ipsec.ike.vici_types import IkeSa
+from dsmip_ipsec.ipsec.desired import PRIORITY_BAND, Reqids
+from dsmip_ipsec.ipsec.model import Mode, SecurityAssociation
+from dsmip_ipsec.kernel import translate
+from dsmip_ipsec.lab import record
+from dsmip_ipsec.lab.deploy import NodeDeployment
+from dsmip_ipsec.lab.netns import enter
+from dsmip_ipsec.node import control
+from dsmip_ipsec.xfrm.constants import Direction
+from dsmip_ipsec.xfrm.socket import XfrmSocket
+from dsmip_ipsec.xfrm.types import Policy
+
+Result = TypeVar("Result")
+
+STATUS_TIMEOUT_S = 5.0
+
+_DIRECTIONS: dict[Direction, Literal["in", "out", "fwd"]] = {
+    Direction.IN: "in",
+    Direction.OUT: "out",
+    Direction.FWD: "fwd",
+}
+
+
+class NodeObserver:
+    """Looks at one node. ``namespace`` is the name of its network namespace."""
+
+    def __init__(self, node: NodeDeployment, namespace: str, reqids: tuple[Reqids, ...]) -> None:
+        self.node = node
+        self._reqids = reqids
+        self._driver = ViciDriver(node.files.vici_socket)
+        # A network namespace is a thread's: this one thread lives in the node's.
+        self._inside = ThreadPoolExecutor(1, initializer=enter, initargs=(namespace,))
+
+    def close(self) -> None:
+        self._inside.shutdown(wait=False, cancel_futures=True)
+
+    async def inside(self, function: Callable[[], Result]) -> Result:
+        """Run ``function`` in the node's network namespace."""
+        return await asyncio.get_running_loop().run_in_executor(self._inside, function)
+
+    async def status(self) -> dict[str, Any]:
+        """The daemon's status. Raises ControlError."""
+        return await control.call(self.node.control_socket, "status", timeout_s=STATUS_TIMEOUT_S)
+
+    async def associations(self) -> list[SecurityAssociation]:
+        """The node's SAD, with keys."""
+        states = await self.inside(_dump_states)
+        found = [translate.state_back(state) for state in states]
+        return [sa for sa in found if sa is not None]
+
+    async def counters(self) -> record.Counters:
+        """Absolute counts of the daemon and of the namespace's XFRM."""
+        status = await self.status()
+        xfrm = await self.inside(_xfrm_statistics)
+        return record.Counters(engine=status["counters"], xfrm=xfrm)
+
+    async def state(self) -> record.NodeState:
+        """Everything, for the record. Raises ControlError, IkeError, KernelError."""
+        status = await self.status()
+        policies = await self.inside(_dump_policies)
+        return record.NodeState(
+            attachment=status.get("attachment", ""),
+            bindings=tuple(record.Binding(**binding) for binding in status["bindings"]),
+            sas=tuple(self._association(sa) for sa in await self.associations()),
+            policies=tuple(_policy(policy) for policy in policies),
+            ike=tuple(_ike(sa) for sa in await self._driver.list_sas()),
+        )
+
+    def _association(self, sa: SecurityAssociation) -> record.SecurityAssociation:
+        encapsulation = sa.encapsulation
+        return record.SecurityAssociation(
+            spi=f"0x{sa.spi:08x}",
+            source=sa.source,
+            destination=sa.destination,
+            mode=sa.mode.value,
+            encapsulation=record.Encapsulation(
+                source_port=encapsulation.source_port,
+                destination_port=encapsulation.destination_port,
+            )
+            if encapsulation is not None
+            else None,
+            reqid=sa.reqid,
+            purpose=self._purpose(sa),
+        )
+
+    def _purpose(self, sa: SecurityAssociation) -> str:
+        """``data``; ``signalling``: the transport SA in use; ``origin``: an idle tunnel SA of IKE
+        that a signalling SA mirrors."""
+        for ids in self._reqids:
+            if sa.reqid == ids.data:
+                return "data"
+            if sa.reqid == ids.mirror:
+                return "signalling"
+            if sa.reqid == ids.signalling:
+                return "origin" if sa.mode is Mode.TUNNEL else "signalling"
+        return ""
+
+
+def _dump_states() -> list[Any]:
+    with XfrmSocket() as xfrm:
+        return list(xfrm.dump_states())
+
+
+def _dump_policies() -> list[Policy]:
+    with XfrmSocket() as xfrm:
+        return [policy for policy in xfrm.dump_policies() if policy.priority in PRIORITY_BAND]
+
+
+def _xfrm_statistics() -> dict[str, int]:
+    """The counters of /proc/net/xfrm_stat that aren't zero (thread-self: this thread's netns)."""
+    lines = Path("/proc/thread-self/net/xfrm_stat").read_text(encoding="ascii").splitlines()
+    pairs = (line.split() for line in lines)
+    return {name: int(value) for name, value in pairs if int(value)}
+
+
+def _policy(policy: Policy) -> record.Policy:
+    ours = translate.policy_back(policy)
+    return record.Policy(
+        direction=_DIRECTIONS[policy.direction],
+        selector=str(ours.selector) if ours is not None else repr(policy.selector),
+        template="block" if ours is None or ours.template is None else str(ours.template),
+        priority=policy.priority,
+    )
+
+
+def _ike(sa: IkeSa) -> record.IkeSa:
+    return record.IkeSa(
+        name=sa.name,
+        uniqueid=str(sa.uniqueid),
+        state=sa.state,
+        local_host=str(sa.local_host),
+        local_port=sa.local_port,
+        remote_host=str(sa.remote_host),
+        remote_port=sa.remote_port,
+        nat_local=sa.nat_local,
+        nat_remote=sa.nat_remote,
+        children=tuple(
+            record.ChildSa(
+                name=child.name,
+                state=child.state,
+                mode=child.mode,
+                spi_in=f"0x{child.spi_in:08x}",
+                spi_out=f"0x{child.spi_out:08x}",
+                encapsulation=child.encap,
+                reqid=child.reqid,
+            )
+            for child in sa.children
+        ),
+    )

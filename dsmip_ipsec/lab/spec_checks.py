@@ -1,0 +1,378 @@
+"""What is wrong with a lab file, in words that name the line.
+
+Three kinds of mistake: text that isn't TOML, keys and values that the models refuse, and names
+and addresses that don't fit together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ..errors import ConfigError
+from . import routes
+from .spec_lines import TomlLines, nearest_present
+from .spec_models import CorrespondentNode, HomeAgent, Lab, Link, MobileNode, Nat, Step
+
+Problem = tuple[tuple[str | int, ...], str, str]  # path in the file, reason, hint
+
+# Names that the kernel gives to interfaces of its own, or that /proc/sys gives a meaning.
+RESERVED_LINKS = frozenset({"lo", "all", "default"})
+# Prefixes of the kernel's fallback tunnels (sit0, tunl0, ip6tnl0) and of what daemons create.
+RESERVED_LINK_PREFIXES = ("sit", "tunl", "ip6tnl", "gre", "dsmip")
+# The namespace that holds a lab's bridges.
+SWITCH_NODE = "switch"
+
+
+def syntax_error(error: Exception, text: str, path: Path | str) -> ConfigError:
+    """tomllib's complaint (``... (at line 3, column 7)``) as a :class:`ConfigError`."""
+    if isinstance(error, RecursionError):
+        return ConfigError("nested too deeply", path=path, hint="a lab file nests a few levels")
+    message = str(error)
+    place = re.search(r" \(at line (\d+), column \d+\)$", message)
+    line = int(place[1]) if place else text.count("\n") + 1
+    reason = message[: place.start()] if place else message.removesuffix(" (at end of document)")
+    return ConfigError(
+        f"not TOML: {reason[:1].lower()}{reason[1:]}",
+        path=path,
+        line=line,
+        hint="look at this line, and at the one before it for a missing quote, bracket or comma",
+    )
+
+
+def validation_error(
+    error: ValidationError,
+    model: type[BaseModel],
+    data: dict[str, Any],
+    lines: TomlLines,
+    path: Path | str,
+) -> ConfigError:
+    """pydantic's complaints as one :class:`ConfigError`, about the first of them in the file."""
+    return _error((_problem(e, model, data) for e in error.errors()), lines, path)
+
+
+def check(lab: Lab, lines: TomlLines, path: Path | str) -> None:
+    """Check what one table alone can't show.
+
+    :raises ConfigError: a name that isn't declared, addresses that clash, a step that can't be.
+    """
+    problems = [*_check_links(lab), *_check_nodes(lab)]
+    if not problems:  # these rest on the declared names being right
+        problems = [*_check_prefixes(lab), *_check_flow(lab), *_check_steps(lab)]
+    if problems:
+        raise _error(problems, lines, path)
+
+
+def _error(problems: Iterable[Problem], lines: TomlLines, path: Path | str) -> ConfigError:
+    placed = sorted(((lines.line_of(loc), reason, hint) for loc, reason, hint in problems))
+    line, reason, hint = placed[0]
+    if len(placed) > 1:
+        others = "; ".join(f"line {other}: {text}" for other, text, _ in placed[1:6])
+        hint = f"{hint}; then see {others}" if hint else f"then see {others}"
+    return ConfigError(reason, path=path, line=line, hint=hint)
+
+
+# Keys and values -----------------------------------------------------------------------------
+
+
+def _problem(error: ErrorDetails, model: type[BaseModel], data: dict[str, Any]) -> Problem:
+    loc = nearest_present(data, error["loc"])
+    table, key = _table(loc[:-1]), loc[-1] if loc else ""
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        known = sorted(_keys(model, error["loc"][:-1]))
+        close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        return loc, f"unknown key '{key}' in {table}", f"{hint}known keys: {', '.join(known)}"
+    if kind == "missing":
+        return loc, f"{table} lacks the key '{key}'", f"add '{key}'"
+    if kind == "union_tag_not_found":
+        return loc, f"{_table(loc)} lacks the key 'role'", f"roles: {_roles(error)}"
+    if kind == "union_tag_invalid":
+        role = str(error.get("ctx", {}).get("tag", ""))
+        close = difflib.get_close_matches(role, _roles(error).split(", "), n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        return (*loc, "role"), f"{_table(loc)} has no known role", f"{hint}roles: {_roles(error)}"
+    if kind == "string_pattern_mismatch":
+        pattern = error.get("ctx", {}).get("pattern", "")
+        what = f"the name '{error['input']}'"
+        return loc, f"{what} should match {pattern}", "use lower-case letters, digits and hyphens"
+    reason = re.sub(r"^(Value error|Assertion failed), ", "", error["msg"])
+    reason = reason.replace("Input should", "should")
+    shown = error["input"]
+    seen = f", not {json.dumps(shown)}" if isinstance(shown, str | int | float) else ""
+    reason = reason.replace("should be True", "should be true")
+    what = _dotted(loc) or "the file"
+    return loc, f"{what} {reason[:1].lower()}{reason[1:]}{seen}", "compare the labs in labs/"
+
+
+def _roles(error: ErrorDetails) -> str:
+    expected = str(error.get("ctx", {}).get("expected_tags", ""))
+    if not expected:
+        expected = "'mobile_node', 'home_agent', 'correspondent_node', 'router', 'nat'"
+    return expected.replace("'", "")
+
+
+def _dotted(loc: tuple[str | int, ...]) -> str:
+    """A path for people: ``links.home.delay_ms``, ``steps[2].expect`` (the second step)."""
+    text = "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return text.lstrip(".")
+
+
+def _table(loc: tuple[str | int, ...]) -> str:
+    """A table's path as its header says it: ``[links.home]``."""
+    if not loc:
+        return "the file"
+    return _dotted(loc) if any(isinstance(part, int) for part in loc) else f"[{_dotted(loc)}]"
+
+
+def _keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> set[str]:
+    """The keys that the table at pydantic's ``loc`` may have, from the models' own annotations."""
+    annotation: Any = model
+    for part in loc:
+        annotation = _descend(annotation, part)
+    return {key for candidate in _models(annotation) for key in candidate.model_fields}
+
+
+def _descend(annotation: Any, part: str | int) -> Any:
+    for candidate in _models(annotation):
+        if part in candidate.model_fields:
+            return candidate.model_fields[str(part)].annotation
+        role = candidate.model_fields.get("role")
+        if role is not None and part in get_args(role.annotation):
+            return candidate  # a discriminated union's tag
+    for inner in _unwrapped(annotation):
+        if get_origin(inner) in (dict, tuple, list):
+            arguments = get_args(inner)
+            return arguments[1] if get_origin(inner) is dict else arguments[0]
+    return None
+
+
+def _unwrapped(annotation: Any) -> Iterator[Any]:
+    """The alternatives of an annotation, without Annotated and Union around them."""
+    if getattr(annotation, "__metadata__", None) is not None:
+        yield from _unwrapped(get_args(annotation)[0])
+    elif get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
+        for argument in get_args(annotation):
+            yield from _unwrapped(argument)
+    else:
+        yield annotation
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    return [
+        inner
+        for inner in _unwrapped(annotation)
+        if isinstance(inner, type) and issubclass(inner, BaseModel)
+    ]
+
+
+# Names and addresses that must fit together ----------------------------------------------------
+
+
+def _unknown(what: str, name: str, declared: Iterable[str]) -> tuple[str, str]:
+    declared = list(declared)
+    close = difflib.get_close_matches(name, declared, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"'{name}' is no {what}", f"{hint}declared: {', '.join(declared) or 'none'}"
+
+
+def _check_links(lab: Lab) -> Iterator[Problem]:
+    for name, link in lab.links.items():
+        loc = ("links", name)
+        if name in RESERVED_LINKS or name.startswith(RESERVED_LINK_PREFIXES):
+            yield loc, f"the link name '{name}' is the kernel's or a daemon's own", "choose another"
+        for node in link.ends:
+            if node not in lab.nodes:
+                yield (*loc, "ends", node), *_unknown("node", node, lab.nodes)
+        if link.gateway is not None and link.gateway not in link.ends:
+            yield (*loc, "gateway"), *_unknown("end", link.gateway, link.ends)
+        yield from _check_addresses(name, link)
+
+
+def _check_addresses(name: str, link: Link) -> Iterator[Problem]:
+    seen: dict[object, str] = {}
+    for node, addresses in link.ends.items():
+        for index, address in enumerate(addresses):
+            loc = ("links", name, "ends", node, index)
+            if address.ip in seen:
+                yield loc, f"{seen[address.ip]} has the address {address.ip} on this link too", ""
+            seen[address.ip] = node
+            wide = address.network.prefixlen < address.max_prefixlen - 1
+            edges = (address.network.network_address, address.network.broadcast_address)
+            if address.version == 4 and wide and address.ip in edges:
+                yield loc, f"{address} is its network's or broadcast address", "take one between"
+
+
+def _check_nodes(lab: Lab) -> Iterator[Problem]:
+    if SWITCH_NODE in lab.nodes:
+        yield ("nodes", SWITCH_NODE), f"the name '{SWITCH_NODE}' is the lab's own", "rename it"
+    for name, node in lab.nodes.items():
+        loc = ("nodes", name)
+        ends = [link for link in lab.links if name in lab.links[link].ends]
+        if not ends:
+            yield loc, f"'{name}' is on no link", f"add it to some link's ends: {name} = [...]"
+        match node:
+            case Nat():
+                for key in ("inside", "outside"):
+                    if getattr(node, key) not in ends:
+                        yield (*loc, key), *_unknown(f"link of '{name}'", getattr(node, key), ends)
+                    elif not routes.address_on(lab, name, getattr(node, key), 4):
+                        link = getattr(node, key)
+                        yield (*loc, key), f"'{name}' has no IPv4 address on '{link}'", "add one"
+                if node.inside == node.outside:
+                    yield (*loc, "outside"), "inside and outside are the same link", ""
+            case HomeAgent():
+                yield from _check_home_agent(lab, name, node, ends)
+    homes = [n.home_link for n in lab.home_agents().values() if n.home_link in lab.links]
+    for name, node in lab.mobile_nodes().items():
+        yield from _check_home_addresses(lab, name, node, homes)
+
+
+def _check_home_agent(lab: Lab, name: str, node: HomeAgent, ends: list[str]) -> Iterator[Problem]:
+    loc = ("nodes", name)
+    if node.home_link not in ends:
+        yield (*loc, "home_link"), *_unknown(f"link of '{name}'", node.home_link, ends)
+        return
+    own = {address.ip for address in lab.addresses(name)}
+    for key in ("address", "ipv4_address"):
+        address = getattr(node, key)
+        if address is not None and address not in own:
+            known = ", ".join(str(a) for a in own if a.version == address.version)
+            yield (*loc, key), f"{address} is no address of '{name}'", f"it has {known or 'none'}"
+    if lab.home_agent_address(name) is None:
+        yield loc, f"'{name}' has no IPv6 address on its home link", "add one, or set 'address'"
+    if lab.home_agent_ipv4_address(name) is None:
+        yield loc, f"'{name}' has no IPv4 address on its home link", "set 'ipv4_address'"
+
+
+def _check_home_addresses(
+    lab: Lab, name: str, node: MobileNode, homes: list[str]
+) -> Iterator[Problem]:
+    if not homes:
+        yield ("nodes", name), f"'{name}' has no home agent", 'add a node with role = "home_agent"'
+        return
+    taken = {address.ip: end for end in lab.nodes for address in lab.addresses(end)}
+    for other, mobile in lab.mobile_nodes().items():
+        if other != name:
+            taken[mobile.home_address] = other
+            if mobile.ipv4_home_address:
+                taken[mobile.ipv4_home_address] = other
+    for key in ("home_address", "ipv4_home_address"):
+        address = getattr(node, key)
+        if address is None:
+            continue
+        loc = ("nodes", name, key)
+        networks = [p for link in homes for p in routes.prefixes(lab, link, address.version)]
+        if not any(address in network for network in networks):
+            shown = ", ".join(map(str, networks)) or "none"
+            yield loc, f"{address} is in no prefix of a home link", f"home prefixes: {shown}"
+        if address in taken:
+            yield loc, f"{address} is an address of '{taken[address]}' too", "take a free one"
+
+
+def _check_prefixes(lab: Lab) -> Iterator[Problem]:
+    """No node may see two links with overlapping prefixes: its routes would be ambiguous. Two
+    private networks behind different NATs may overlap, as they do in the world."""
+    reported: set[frozenset[str]] = set()
+    for node in lab.nodes:
+        for family in (4, 6):
+            seen = [
+                (link, prefix)
+                for link in routes.ways(lab, node, family)
+                for prefix in routes.prefixes(lab, link, family)
+            ]
+            for (one, prefix), (other, clash) in combinations(seen, 2):
+                pair = frozenset({one, other})
+                # A mobile node is on one link at a time.
+                if isinstance(lab.nodes[node], MobileNode) or pair in reported:
+                    continue
+                if one != other and prefix.overlaps(clash):
+                    reported.add(pair)
+                    reason = f"{clash} overlaps {prefix} of the link '{one}'"
+                    yield ("links", other), f"{reason} as '{node}' sees them", "renumber one"
+
+
+def _check_flow(lab: Lab) -> Iterator[Problem]:
+    correspondents = [
+        name for name, node in lab.nodes.items() if isinstance(node, CorrespondentNode)
+    ]
+    named = lab.flow.correspondent
+    if named is not None and named not in correspondents:
+        yield (
+            ("flow", "correspondent"),
+            *_unknown("correspondent node", named, correspondents),
+        )
+    elif named is None and len(correspondents) > 1:
+        yield (
+            ("flow",),
+            "[flow] must say which correspondent",
+            f"one of {', '.join(correspondents)}",
+        )
+    elif not correspondents:
+        yield (
+            ("nodes",),
+            "there is no correspondent node",
+            'add a node with role = "correspondent_node"',
+        )
+
+
+def _check_steps(lab: Lab) -> Iterator[Problem]:
+    placed: dict[str, str] = {}  # mobile node -> the link it is on
+    for index, step in enumerate(lab.steps):
+        loc = ("steps", index)
+        verbs = step.verbs()
+        if len(verbs) != 1:
+            had = f"has {' and '.join(verbs)}" if verbs else "has none"
+            yield (
+                loc,
+                f"step '{step.name}' must have one verb and {had}",
+                "attach, move, deregister",
+            )
+            continue
+        if index != next(i for i, s in enumerate(lab.steps) if s.name == step.name):
+            yield (*loc, "name"), f"another step is called '{step.name}' too", "rename one"
+        mobiles = lab.mobile_nodes()
+        if step.node is None and len(mobiles) != 1:
+            yield loc, f"step '{step.name}' must say which node", f"node = {' or '.join(mobiles)}"
+            continue
+        node = lab.step_node(step)
+        if node not in mobiles:
+            yield (*loc, "node"), *_unknown("mobile node", node, mobiles)
+            continue
+        yield from _check_network(lab, step, node, loc, placed)
+
+
+def _check_network(
+    lab: Lab, step: Step, node: str, loc: tuple[str | int, ...], placed: dict[str, str]
+) -> Iterator[Problem]:
+    verb, network, name = step.verb, step.network, step.name
+    if network is None:
+        if placed.pop(node, None) is None:
+            yield (*loc, verb), f"step '{name}': '{node}' is attached nowhere", "attach it before"
+        return
+    links = [link for link in lab.links if node in lab.links[link].ends]
+    if network not in links:
+        yield (*loc, verb), *_unknown(f"link of '{node}'", network, links)
+        return
+    if verb == "move" and node not in placed:
+        yield (*loc, verb), f"step '{name}' moves '{node}', which is attached nowhere", "use attach"
+    if verb == "attach" and node in placed:
+        yield (*loc, verb), f"step '{name}': '{node}' is on '{placed[node]}' already", "use move"
+    placed[node] = network
+    where = routes.attachment(lab, node, network)
+    home_agents = lab.home_agents()
+    if not where.gateways:
+        yield ("links", network), f"'{network}' has no single router for '{node}'", "set 'gateway'"
+    elif not any(
+        routes.rtt_ms(lab, node, network, ha, f) is not None for ha in home_agents for f in (4, 6)
+    ):
+        yield (*loc, verb), f"no home agent can be reached from '{network}'", "see the links' ends"

@@ -1,0 +1,320 @@
+"""The models of a lab file (:mod:`dsmip_ipsec.lab.spec` reads one).
+
+A lab file declares nodes, the links between them, what the protocols shall do, and the steps of
+the scenario with what must hold after each. Addresses are written where they are configured;
+routes are derived (:mod:`dsmip_ipsec.lab.routes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv6Address,
+    IPv6Interface,
+    ip_address,
+    ip_interface,
+)
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+)
+
+# Field types ---------------------------------------------------------------------------------
+
+# A link's name is its interfaces' name in every node: IFNAMSIZ leaves 15 characters.
+LinkName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,14}$")]
+NodeName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Address = IPv4Address | IPv6Address
+Interface = IPv4Interface | IPv6Interface
+
+
+def _interface(value: object) -> Interface:
+    if not isinstance(value, str) or "/" not in value:
+        raise ValueError("should be an address with its prefix length, such as '192.0.2.1/24'")
+    try:
+        return ip_interface(value)
+    except ValueError as error:
+        raise ValueError(f"should be an address with its prefix length: {error}") from None
+
+
+def _address(version: Literal[4, 6]) -> Any:
+    def parse(value: object) -> Address:
+        try:
+            address = ip_address(value) if isinstance(value, str) else None
+        except ValueError:
+            address = None
+        if address is None or address.version != version:
+            raise ValueError(f"should be an IPv{version} address without a prefix length")
+        return address
+
+    return parse
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+InterfaceText = Annotated[Interface, PlainValidator(_interface)]
+Addresses = Annotated[tuple[InterfaceText, ...], BeforeValidator(_tuple)]
+IPv4Text = Annotated[IPv4Address, PlainValidator(_address(4))]
+IPv6Text = Annotated[IPv6Address, PlainValidator(_address(6))]
+
+
+class Table(BaseModel):
+    """Base of all tables: strict types, no unknown keys, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+# [lab], [nodes.*], [links.*] -----------------------------------------------------------------
+
+
+class About(Table):
+    """[lab]: what the lab is called and shows."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
+    description: str = ""
+
+
+class MobileNode(Table):
+    """A node with home addresses that moves between the links it has an end on."""
+
+    role: Literal["mobile_node"]
+    home_address: IPv6Text
+    ipv4_home_address: IPv4Text | None = None
+
+
+class HomeAgent(Table):
+    """The home agent. It forwards packets, and its home link has the home addresses' prefixes.
+
+    Without ``address``/``ipv4_address`` its addresses on the home link are the home agent
+    addresses.
+    """
+
+    role: Literal["home_agent"]
+    home_link: LinkName
+    address: IPv6Text | None = None
+    ipv4_address: IPv4Text | None = None
+
+
+class CorrespondentNode(Table):
+    """A host that mobile nodes talk to."""
+
+    role: Literal["correspondent_node"]
+
+
+class Router(Table):
+    """A node that forwards packets."""
+
+    role: Literal["router"]
+
+
+class Nat(Table):
+    """An IPv4 NAPT between the links ``inside`` and ``outside``.
+
+    ``mapping``: ``random`` gives every UDP and TCP flow another port than it had, ``preserve``
+    keeps the port where it is free. Filtering is address and port dependent (RFC 4787 §5), and
+    nothing unsolicited comes in. ``udp_timeout_s``: a mapping's life without traffic, in seconds
+    (the kernel's own default when absent).
+    """
+
+    role: Literal["nat"]
+    inside: LinkName
+    outside: LinkName
+    mapping: Literal["random", "preserve"] = "random"
+    udp_timeout_s: Annotated[int, Field(ge=1)] | None = None
+
+
+Node = Annotated[
+    MobileNode | HomeAgent | CorrespondentNode | Router | Nat, Field(discriminator="role")
+]
+
+
+class Link(Table):
+    """A link between its ends: a wire between two, a switch between more; one may be alone on it.
+
+    ``ends``: node name → its addresses there (with prefix lengths). ``delay_ms``: one way, on
+    each end's egress. ``mtu`` in octets. ``gateway``: the node that a mobile node uses as its
+    router here (found when only one of the ends forwards). ``up``: whether it starts up.
+    """
+
+    ends: Annotated[dict[NodeName, Addresses], Field(min_length=1)]
+    delay_ms: Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)] = 0.0
+    mtu: Annotated[int, Field(ge=576, le=65535)] | None = None
+    gateway: NodeName | None = None
+    up: bool = True
+
+
+# [mobility], [ike], [data], [flow] -----------------------------------------------------------
+
+
+class Mobility(Table):
+    """[mobility]: ``lifetime_s``: lifetime asked for in a binding update, in seconds (RFC 6275
+    §6.1.7 counts it in units of 4 s). ``key_mobility``: set the K bit. ``force_udp``: set the F
+    flag (RFC 5555 §3.1.3)."""
+
+    lifetime_s: Annotated[int, Field(ge=4, le=4 * 65535)] = 600
+    key_mobility: bool = False
+    force_udp: bool = False
+
+
+class Ike(Table):
+    """[ike]: how the peers authenticate, and how the IKE_SA follows a move (RFC 5555 §5.1)."""
+
+    auth: Literal["certificate", "psk"] = "certificate"
+    mobility: Literal["mobike", "k_bit", "renegotiate"] = "mobike"
+
+
+class Data(Table):
+    """[data]: ``protected``: payload goes through ESP tunnels (RFC 5555 §5.2.2)."""
+
+    protected: bool = True
+
+
+class Flow(Table):
+    """[flow]: UDP probes between each home address and the correspondent, both ways each.
+
+    ``interval_ms``: between two probes of one direction. ``size``: UDP payload in octets.
+    ``correspondent``: needed when there is more than one.
+    """
+
+    interval_ms: Annotated[float, Field(ge=1, le=1000)] = 5.0
+    size: Annotated[int, Field(ge=32, le=1400)] = 64
+    port: Annotated[int, Field(ge=1, le=65535)] = 7777
+    correspondent: NodeName | None = None
+
+
+# [[steps]] -----------------------------------------------------------------------------------
+
+
+class Limit(Table):
+    """A time of ``rtts`` round trips (mobile node to home agent) plus ``ms`` milliseconds."""
+
+    rtts: NotNegative = 0.0
+    ms: NotNegative = 0.0
+
+    def milliseconds(self, rtt_ms: float) -> float:
+        """The limit in milliseconds where a round trip takes ``rtt_ms``."""
+        return self.rtts * rtt_ms + self.ms
+
+
+class Expect(Table):
+    """What must hold after a step. A key that is absent is not judged.
+
+    ``binding``: home agent and mobile node hold a binding for the care-of address of the network
+    that the node is in (``false``: neither holds any). ``nat_detected``, ``udp_encapsulation``:
+    of that binding. ``ike_alive``: an exchange succeeds in each direction. ``sad_consistent``:
+    both ends hold the same SAs. ``security_associations``, ``policies``: how many of ours each
+    end holds. ``data``: every flow delivers (``false``: none does). ``interruption_max``: of each
+    flow. ``lost_max``: probes of each flow.
+    """
+
+    binding: bool | None = None
+    nat_detected: bool | None = None
+    udp_encapsulation: bool | None = None
+    ike_alive: bool | None = None
+    sad_consistent: bool | None = None
+    security_associations: Annotated[int, Field(ge=0)] | None = None
+    policies: Annotated[int, Field(ge=0)] | None = None
+    data: bool | None = None
+    interruption_max: Limit | None = None
+    lost_max: Annotated[int, Field(ge=0)] | None = None
+
+
+Verb = Literal["attach", "move", "deregister"]
+
+
+class Step(Table):
+    """One step: exactly one verb, done by the mobile node ``node`` (the only one when absent).
+
+    ``attach``: appear in the named network. ``move``: hand over to it. ``deregister``: remove all
+    bindings (lifetime 0).
+    """
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=80)]
+    node: NodeName | None = None
+    attach: LinkName | None = None
+    move: LinkName | None = None
+    deregister: Literal[True] | None = None
+    expect: Expect = Expect()
+
+    def verbs(self) -> tuple[Verb, ...]:
+        """The verbs that the step has (one, once the lab was checked)."""
+        verbs: tuple[Verb, ...] = ("attach", "move", "deregister")
+        return tuple(verb for verb in verbs if getattr(self, verb) is not None)
+
+    @property
+    def verb(self) -> Verb:
+        """What the step does."""
+        return self.verbs()[0]
+
+    @property
+    def network(self) -> str | None:
+        """The link that the step brings the mobile node to."""
+        return self.attach or self.move
+
+
+class Lab(Table):
+    """A whole lab file."""
+
+    lab: About
+    nodes: Annotated[dict[NodeName, Node], Field(min_length=1)]
+    links: Annotated[dict[LinkName, Link], Field(min_length=1)]
+    mobility: Mobility = Mobility()
+    ike: Ike = Ike()
+    data: Data = Data()
+    flow: Flow = Flow()
+    steps: Annotated[tuple[Step, ...], BeforeValidator(_tuple)] = ()
+
+    def mobile_nodes(self) -> dict[str, MobileNode]:
+        """Mobile nodes by name, in the file's order."""
+        return {name: node for name, node in self.nodes.items() if isinstance(node, MobileNode)}
+
+    def home_agents(self) -> dict[str, HomeAgent]:
+        """Home agents by name."""
+        return {name: node for name, node in self.nodes.items() if isinstance(node, HomeAgent)}
+
+    def correspondent(self) -> str:
+        """Name of the correspondent that the flows go to (checked when the lab was loaded)."""
+        return self.flow.correspondent or next(
+            name for name, node in self.nodes.items() if isinstance(node, CorrespondentNode)
+        )
+
+    def step_node(self, step: Step) -> str:
+        """Name of the mobile node that ``step`` is about (checked when the lab was loaded)."""
+        return step.node or next(iter(self.mobile_nodes()))
+
+    def addresses(self, node: str, link: str | None = None) -> Iterator[Interface]:
+        """Addresses of ``node`` (on ``link`` only, if given) in the file's order."""
+        for name, candidate in self.links.items():
+            if link in (None, name):
+                yield from candidate.ends.get(node, ())
+
+    def ipv6_address(self, node: str, link: str | None = None) -> IPv6Address | None:
+        """The first IPv6 address of ``node``."""
+        found = (a.ip for a in self.addresses(node, link) if isinstance(a, IPv6Interface))
+        return next(found, None)
+
+    def ipv4_address(self, node: str, link: str | None = None) -> IPv4Address | None:
+        """The first IPv4 address of ``node``."""
+        found = (a.ip for a in self.addresses(node, link) if isinstance(a, IPv4Interface))
+        return next(found, None)
+
+    def home_agent_address(self, node: str) -> IPv6Address | None:
+        """IPv6 address of home agent ``node`` (RFC 6275's home agent address)."""
+        home_agent = self.home_agents()[node]
+        return home_agent.address or self.ipv6_address(node, home_agent.home_link)
+
+    def home_agent_ipv4_address(self, node: str) -> IPv4Address | None:
+        """IPv4 address of home agent ``node``, to which mobile nodes tunnel."""
+        home_agent = self.home_agents()[node]
+        return home_agent.ipv4_address or self.ipv4_address(node, home_agent.home_link)

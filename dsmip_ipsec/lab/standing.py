@@ -1,0 +1,314 @@
+"""A lab that stands: namespaces, captures, charons, daemons and flows of one run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+from dsmip_ipsec.errors import DsmipError, IkeError, LabError
+from dsmip_ipsec.ike import charon
+from dsmip_ipsec.ike.keylog import IkeKeys
+from dsmip_ipsec.ike.vici_driver import ViciDriver
+from dsmip_ipsec.ipsec.model import SecurityAssociation
+from dsmip_ipsec.lab import flow, keys, netns, record, rtnl
+from dsmip_ipsec.lab.capture import CaptureFile, Captures
+from dsmip_ipsec.lab.cleanup import Run
+from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name, reqids
+from dsmip_ipsec.lab.observe import NodeObserver
+from dsmip_ipsec.lab.processes import Processes
+from dsmip_ipsec.lab.routes import LinkAttachment
+from dsmip_ipsec.lab.spec import Lab
+from dsmip_ipsec.lab.topology import Topology
+from dsmip_ipsec.node import control
+
+READY_S = 20.0
+
+# All nodes share a CPU (a guest kernel has just one). What is measured comes before what measures.
+_FIRST = ("nice", "-n", "-10")
+_POLL_S = 0.02
+
+
+class StandingLab:
+    """Builds a lab on this kernel and takes it down. Use :meth:`up` and, always, :meth:`down`.
+
+    ``out`` receives ``captures/`` and ``logs/``; secrets stay below the run's own directory, which
+    goes with the run. Needs root on a kernel with ESP.
+    """
+
+    def __init__(
+        self, lab: Lab, out: Path, *, export_keys: bool, say: Callable[[str], None]
+    ) -> None:
+        self.lab = lab
+        self.out = out
+        self.phases: list[record.Phase] = []
+        self.nodes: dict[str, NodeDeployment] = {}
+        self.observers: dict[str, NodeObserver] = {}
+        self.captures: list[CaptureFile] = []
+        self.ike_keys: tuple[IkeKeys, ...] = ()
+        self.ended: dict[str, int] = {}
+        self.strongswan_version = ""
+        self._export_keys = export_keys
+        self._say = say
+        self.run = Run.claim()
+        self.topology = Topology(lab, self.run)
+        self.processes = Processes(self.run)
+        self._indices = rtnl.indices(list(lab.links))
+        self._recorder: keys.KeyRecorder | None = None
+        self._capturing: Captures | None = None
+        self._flows = self._flow_specs()
+        self.agent = home_agent_name(lab)
+
+    # Up and down ------------------------------------------------------------------------------
+
+    async def up(self) -> None:
+        """Build everything; returns when nodes, captures and flows run. Raises DsmipError."""
+        for directory in (self.out / "captures", self.out / "logs"):
+            directory.mkdir(parents=True, exist_ok=True)
+        await self._phase("topology", asyncio.to_thread(self.topology.up))
+        self.nodes = deploy(
+            self.lab,
+            self.run.directory,
+            now=datetime.now(UTC),
+            export_keys=self._export_keys,
+        )
+        ids = tuple(reqids(index) for index in range(len(self.lab.mobile_nodes())))
+        for name, node in self.nodes.items():
+            self.observers[name] = NodeObserver(node, self.topology.namespace(name), ids)
+        if self._export_keys:
+            self._recorder = keys.KeyRecorder(map(self.topology.namespace, self.nodes))
+            self._recorder.open()
+        await self._phase("captures", self._start_captures())
+        await self._phase("charon", self._start_charons())
+        await self._phase("daemons", self._start_daemons())
+        await self._phase("flows", self._start_flows())
+
+    async def down(self) -> None:
+        """Take everything away; what was logged and captured is in ``out``. Idempotent."""
+        started = time.monotonic()
+        try:
+            if self._capturing is not None and "capture" in self.processes:
+                with suppress(DsmipError):
+                    self.captures = await self._capturing.stop(self.processes)
+                self._capturing = None
+            await self._stop_processes()
+            if self._recorder is not None:
+                self._recorder.close()
+                self.ike_keys = keys.ike_keys(
+                    log
+                    for node in self.nodes.values()
+                    if (log := node.files.key_log) is not None and log.exists()
+                )
+            self._collect_logs()
+        finally:
+            for observer in self.observers.values():
+                observer.close()
+            self.run.finish()
+        self.phases.append(
+            record.Phase(name="teardown", duration_s=round(time.monotonic() - started, 3))
+        )
+
+    async def _stop_processes(self) -> None:
+        """Charons last: a daemon that ends may still talk to its own."""
+        for name, node in self.nodes.items():
+            for what in (f"daemon of {name}", f"charon of {name}"):
+                if what in self.processes:
+                    self.ended[what] = await self.processes.stop(what)
+                with suppress(OSError):
+                    shutil.copyfile(node.files.log_file, self.out / "logs" / f"{name}-charon.log")
+        await self.processes.stop_all()
+
+    @property
+    def associations(self) -> tuple[SecurityAssociation, ...]:
+        """Every SA that lived during the run, with keys (only when keys are exported)."""
+        return self._recorder.associations if self._recorder is not None else ()
+
+    async def _phase(self, name: str, work: Any) -> None:
+        started = time.monotonic()
+        await self.processes.guard(_as_coroutine(work))
+        duration = time.monotonic() - started
+        self.phases.append(record.Phase(name=name, duration_s=round(duration, 3)))
+        self._say(f"{name} ready after {duration:.1f} s")
+
+    async def _start_captures(self) -> None:
+        self._capturing = Captures(
+            self.topology.ports(),
+            self.out / "captures",
+            work=self.run.directory,
+            log=self.out / "logs" / "capture.log",
+        )
+        await self._capturing.start(self.processes)
+
+    async def _start_charons(self) -> None:
+        for name, node in self.nodes.items():
+            charon.prepare(node.files)
+            self.processes.start(
+                f"charon of {name}",
+                [*_FIRST, charon.program()],
+                log=self.out / "logs" / f"{name}-charon.out",
+                namespace=self.topology.namespace(name),
+                environment=charon.environment(node.files),
+            )
+        for node in self.nodes.values():
+            driver = ViciDriver(node.files.vici_socket)
+            self.strongswan_version = await self._until(driver.version, f"charon of {node.name}")
+            await driver.load_all(node.files)
+
+    async def _start_daemons(self) -> None:
+        for name, node in self.nodes.items():
+            command = "ha" if node.role == "home_agent" else "mn"
+            self.processes.start(
+                f"daemon of {name}",
+                [
+                    *(*_FIRST, sys.executable, "-m", "dsmip_ipsec", command),
+                    *("--config", str(node.daemon_config)),
+                ],
+                log=self.out / "logs" / f"{name}-daemon.log",
+                namespace=self.topology.namespace(name),
+            )
+        for name, observer in self.observers.items():
+            await self._until(observer.status, f"daemon of {name}")
+
+    async def _until(self, ask: Callable[[], Any], what: str) -> Any:
+        """Ask until there is an answer. Raises LabError after READY_S seconds."""
+        last: DsmipError | None = None
+        try:
+            async with asyncio.timeout(READY_S):
+                while True:
+                    try:
+                        return await ask()
+                    except (IkeError, control.ControlError) as error:
+                        last = error
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as error:
+            raise LabError(
+                f"{what} isn't ready after {READY_S:g} s: {last}",
+                hint=f"read its log in {self.out / 'logs'}",
+            ) from error
+
+    # Flows ------------------------------------------------------------------------------------
+
+    def _flow_specs(self) -> list[flow.FlowSpec]:
+        """Probes between the (first) mobile node's home addresses and the correspondent."""
+        node = next(iter(self.lab.mobile_nodes().values()))
+        homes: list[IPv4Address | IPv6Address] = [node.home_address]
+        if node.ipv4_home_address is not None:
+            homes.append(node.ipv4_home_address)
+        correspondents = [a.ip for a in self.lab.addresses(self.lab.correspondent())]
+        settings = self.lab.flow
+        return flow.flows(
+            homes,
+            correspondents,
+            interval_ms=settings.interval_ms,
+            size=settings.size,
+            port=settings.port,
+        )
+
+    def _flow_ends(self) -> list[tuple[str, str]]:
+        """(role, node) of the two ends of all flows."""
+        return [
+            ("mobile_node", next(iter(self.lab.mobile_nodes()))),
+            ("correspondent_node", self.lab.correspondent()),
+        ]
+
+    async def _start_flows(self) -> None:
+        for role, node in self._flow_ends():
+            plan = self.run.directory / f"{node}-flows.json"
+            document = {"flows": [spec.to_json() for spec in self._flows], "node": role}
+            plan.write_text(json.dumps(document), encoding="utf-8")
+            self.processes.start(
+                f"flows of {node}",
+                [
+                    sys.executable,
+                    "-m",
+                    "dsmip_ipsec.lab.flow_main",
+                    str(plan),
+                    str(self._log(node)),
+                ],
+                log=self.out / "logs" / f"{node}-flows.log",
+                namespace=self.topology.namespace(node),
+            )
+        for _, node in self._flow_ends():
+            await self.processes.wait_ready(f"flows of {node}", deadline_s=READY_S)
+
+    def _log(self, node: str) -> Path:
+        return self.run.directory / f"{node}-flows-result.json"
+
+    async def finish_flows(self) -> list[flow.Series]:
+        """End the flows; return what was sent and received of each. Raises LabError."""
+        for _, node in self._flow_ends():
+            await self.processes.stop(f"flows of {node}", grace_s=10)
+        return flow.merge(
+            self._flows, [flow.NodeLog.load(self._log(node)) for _, node in self._flow_ends()]
+        )
+
+    # What a step does ---------------------------------------------------------------------------
+
+    def attachment(self, node: str, link: str) -> LinkAttachment:
+        return self.topology.attachment(node, link)
+
+    async def attach(self, node: str, link: str) -> dict[str, Any]:
+        """Give ``node`` its addresses on ``link``, as a network would, and tell its daemon."""
+        attachment = self.attachment(node, link)
+        address, gateway = attachment.address(4), attachment.gateway(4)
+        if address is None or gateway is None:
+            raise LabError(
+                f"{node} has no IPv4 address or router on {link}",
+                hint="IPv6 networks are not supported yet",
+            )
+        self._addresses(node, attachment, add=True)
+        return await self.command(
+            node,
+            "attach",
+            interface=attachment.interface,
+            care_of_address=str(address.ip),
+            gateway=str(gateway),
+        )
+
+    def leave(self, node: str, link: str) -> None:
+        """Take the addresses on ``link`` away: the network is out of reach."""
+        self._addresses(node, self.attachment(node, link), add=False)
+
+    def _addresses(self, node: str, attachment: LinkAttachment, *, add: bool) -> None:
+        batch = rtnl.Batch()
+        change = batch.address if add else batch.remove_address
+        for address in attachment.addresses:
+            change(self._indices[attachment.interface], address)
+
+        def send() -> None:
+            netns.enter(self.topology.namespace(node))
+            batch.send()
+
+        netns.isolated(send)
+
+    async def command(self, node: str, name: str, **arguments: Any) -> dict[str, Any]:
+        """A command to the daemon of ``node``. Raises ControlError."""
+        return await control.call(
+            self.nodes[node].control_socket, name, timeout_s=60.0, **arguments
+        )
+
+    async def exchange(self, node: str) -> str:
+        """An IKE exchange begun by the charon of ``node``: "" or what went wrong."""
+        connection = next(n.connection for n in self.nodes.values() if n.connection)
+        try:
+            await ViciDriver(self.nodes[node].files.vici_socket).probe_exchange(connection)
+        except IkeError as error:
+            return error.message
+        return ""
+
+    def _collect_logs(self) -> None:
+        for path in (self.out / "logs").iterdir():
+            if path.stat().st_size == 0:
+                path.unlink()
+
+
+async def _as_coroutine(awaitable: Any) -> Any:
+    return await awaitable
