@@ -4,6 +4,10 @@ It keeps no memory of what it has done: policies are known as ours by their prio
 SAs by their reqid, and both are read anew each time. So whatever happened before (a crash between
 two operations, another program's hand in our policies), the next run converges. What isn't ours
 it never touches.
+
+It does remember for a moment the SAs of IKE that have just vanished: charon moves an SA by deleting
+and adding it. A mirror that was deleted and made anew in between would start its sequence numbers
+again, and the peer would take them for replays.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ log = logging.getLogger(__name__)
 # Someone else changed the same thing between our reading and our writing: read again.
 _RACES = {errno.EEXIST, errno.ESRCH, errno.ENOENT}
 _ATTEMPTS = 5
+# How long an SA that IKE deleted counts as being moved. charon needs some milliseconds.
+LINGER_S = 0.3
 
 Associations = tuple[SecurityAssociation, ...]
 
@@ -54,6 +60,8 @@ class Reconciler:
         self._xfrm: XfrmSocket | None = None
         self._monitor: XfrmMonitor | None = None
         self._scheduled = False
+        self._live: dict[tuple[int, int], SecurityAssociation] = {}
+        self._lingering: dict[tuple[int, int], tuple[SecurityAssociation, float]] = {}
         self._changed = asyncio.Condition()
         self._failure: asyncio.Future[None] | None = None
         self.associations: Associations = ()
@@ -80,6 +88,7 @@ class Reconciler:
             self._monitor = None
         if self._xfrm is not None:
             self._wanted = lambda _: DesiredState()
+            self._lingering.clear()
             try:
                 self._converge()
             except KernelError as error:
@@ -98,8 +107,12 @@ class Reconciler:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._background)
 
-    async def reconcile(self) -> tuple[Operation, ...]:
-        """Reconcile now; return what was done. Raises KernelError."""
+    async def reconcile(self, *, settled: bool = False) -> tuple[Operation, ...]:
+        """Reconcile now; return what was done. ``settled``: IKE isn't moving anything, what is
+        gone is gone. Raises KernelError."""
+        if settled:
+            self._live.clear()
+            self._lingering.clear()
         done = self._converge()
         async with self._changed:
             self._changed.notify_all()
@@ -167,7 +180,7 @@ class Reconciler:
             raise KernelError(f"can't read IPsec state: {error}", hint=error.hint) from error
         ours = [state for state in states if state.reqid in self._mirrors]
         theirs = [state for state in states if state.reqid in self._negotiable]
-        self.associations = _models(theirs)
+        self.associations = self._with_lingering(_models(theirs))
         banded = [p for p in policies if p.priority in PRIORITY_BAND]
         known: list[Policy] = []
         for policy in banded:
@@ -175,6 +188,22 @@ class Reconciler:
             if model is not None:
                 known.append(model)
         return DesiredState(tuple(known), _models(ours))
+
+    def _with_lingering(self, live: Associations) -> Associations:
+        """``live``, and the SAs that vanished less than LINGER_S ago and haven't come back."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        previous, self._live = self._live, {(sa.spi, sa.reqid): sa for sa in live}
+        for key, sa in previous.items():
+            if key not in self._live:
+                self._lingering[key] = (sa, now + LINGER_S)
+                loop.call_later(LINGER_S, self.trigger)
+        self._lingering = {
+            key: (sa, until)
+            for key, (sa, until) in self._lingering.items()
+            if key not in self._live and until > now
+        }
+        return live + tuple(sa for sa, _ in self._lingering.values())
 
     def _apply(self, operations: Sequence[Operation], done: list[Operation]) -> XfrmError | None:
         """Apply in one batch. Returns a refusal that a fresh look may explain; raises others."""

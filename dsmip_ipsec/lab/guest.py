@@ -84,13 +84,15 @@ def collect_share(share: Path, destination: Path) -> list[Path]:
     """Copy what the guest left in ``share``; returns the files written, relative.
 
     Only regular files and directories: the guest chose the names and could have left a link to
-    some file of the host for us, as root, to read or to overwrite. A file with keys that only its
-    owner may read stays so.
+    some file of the host for us, as root, to read or to overwrite. What only
+    its owner may read, since it holds keys, stays so.
     """
     written: list[Path] = []
     for directory, names, files, directory_fd in os.fwalk(share, follow_symlinks=False):
         here = Path(directory).relative_to(share)
         (destination / here).mkdir(parents=True, exist_ok=True)
+        if here.parts:
+            (destination / here).chmod(os.fstat(directory_fd).st_mode & 0o777)
         names.sort()
         for name in sorted(files):
             if not stat.S_ISREG(os.lstat(name, dir_fd=directory_fd).st_mode):

@@ -276,22 +276,15 @@ class Scenario:
 
     @property
     def _rtt_ms(self) -> float:
-        return 2 * self._one_way_delay_ms()
-
-    def _one_way_delay_ms(self) -> float:
-        """Configured delay from the first visited network to the home agent's IPv4 address."""
-        agent = self.standing.agent
-        address = self._lab.home_agent_ipv4_address(agent)
+        """Configured round-trip time between the first visited network and the home agent."""
         network = next((s.network for s in self._lab.steps if s.network is not None), None)
-        reached = routes.ways(self._lab, self._node, 4, network)
-        for link, ends in ((name, link.ends) for name, link in self._lab.links.items()):
-            if link in reached and any(a.ip == address for a in ends.get(agent, ())):
-                return reached[link].delay_ms
-        return 0.0
+        if network is None:
+            return 0.0
+        return routes.rtt_ms(self._lab, self._node, network, self.standing.agent) or 0.0
 
     def _settings(self) -> record.Settings:
         return record.Settings(
-            one_way_delay_ms=self._one_way_delay_ms(),
+            one_way_delay_ms=self._rtt_ms / 2,
             rtt_ms=self._rtt_ms,
             probe_interval_ms=self._lab.flow.interval_ms,
             ike_authentication=self._lab.ike.auth,

@@ -246,7 +246,7 @@ class MobileNodeDaemon:
                 )
             await self._routing.no_payload()
             self._active = False
-            await self._reconciler.reconcile()
+            await self._reconciler.reconcile(settled=True)
             if self._attachment is not None:
                 self._path.unbind(self._attachment.care_of_address)
                 await self._routing.detach(self._attachment.interface)

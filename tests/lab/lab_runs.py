@@ -1,0 +1,69 @@
+"""Runs ``dsmip-ipsec lab run`` as a user would, and asks tshark about the captures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LABS = Path(__file__).parents[2] / "labs"
+LIMIT_S = 150
+
+
+@dataclass(frozen=True, slots=True)
+class LabRun:
+    status: int
+    output: str
+    out: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((self.out / "record.json").read_text())
+        return record
+
+    def step(self, name: str) -> dict[str, Any]:
+        found = [step for step in self.record["steps"] if step["name"] == name]
+        assert len(found) == 1, f"no step {name!r} in the record"
+        step: dict[str, Any] = found[0]
+        return step
+
+    def tshark(self, capture: str, display_filter: str, *fields: str) -> list[list[str]]:
+        """Fields of the packets that match, decoded with nothing but the exported keys."""
+        command = [
+            *("tshark", "-d", "udp.port==4191,ip", "-o", "esp.enable_encryption_decode:TRUE"),
+            *("-r", str(self.out / "captures" / f"{capture}.pcapng"), "-Y", display_filter),
+            *("-T", "fields", "-E", "separator=|", "-E", "occurrence=a", "-E", "aggregator=;"),
+        ]
+        for field in fields:
+            command += ["-e", field]
+        result = subprocess.run(
+            command,
+            env={**os.environ, "WIRESHARK_CONFIG_DIR": str(self.out / "wireshark")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        return [line.split("|") for line in result.stdout.splitlines()]
+
+
+def run_lab(lab: Path | str, out: Path, *options: str, **settings: Any) -> LabRun:
+    """Run a lab in a guest; ``settings`` go to subprocess.run."""
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "dsmip_ipsec", "lab", "run", str(lab), "--out", str(out)),
+            *("--kernel", "uml", *options),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+        **settings,
+    )
+    return LabRun(result.returncode, result.stdout, out)
