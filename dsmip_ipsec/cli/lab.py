@@ -130,10 +130,15 @@ def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep:
 
     from dsmip_ipsec.lab import spec
     from dsmip_ipsec.lab.guest import run_until_signal
+    from dsmip_ipsec.lab.nursery import Nursery
     from dsmip_ipsec.lab.scenario import Scenario
     from dsmip_ipsec.report import table, wireshark
 
-    scenario = Scenario(spec.load(path), out, export_keys=arguments.export_keys, say=_progress())
+    say = _progress()
+    nursery = Nursery.start()
+    scenario = Scenario(
+        spec.load(path), out, export_keys=arguments.export_keys, say=say, nursery=nursery
+    )
 
     async def run() -> int:
         record = await scenario.run()
@@ -153,7 +158,10 @@ def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep:
         table.render(record, Console(), directory=shown if keep and shown.name else None)
         return 0 if record.passed else 1
 
-    return run_until_signal(run())
+    try:
+        return run_until_signal(run())
+    finally:
+        nursery.stop()
 
 
 def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ last packets, which dumpcap keeps in an unfinished block of its ring.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +61,8 @@ class Captures:
             for port in self._ports
         ]
         self._plan.write_text(json.dumps(plan), encoding="utf-8")
-        argv = [sys.executable, "-m", "dsmip_ipsec.lab.capture_main"]
-        argv += [str(self._plan), str(self._result)]
-        processes.start(PROCESS, argv, log=self._log)
+        arguments = [str(self._plan), str(self._result)]
+        processes.start_module(PROCESS, "dsmip_ipsec.lab.capture_main", arguments, log=self._log)
         await processes.wait_ready(PROCESS, deadline_s=deadline_s)
 
     async def stop(self, processes: Processes) -> list[CaptureFile]:

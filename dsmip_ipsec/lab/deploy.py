@@ -6,8 +6,8 @@ Everything secret is made afresh for each run and written below the run's direct
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import tomli_w
 
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ike.inventory import (
-    Certificate,
     Deployment,
     HomeAgent,
     IkeSettings,
@@ -98,13 +97,9 @@ def deploy(
 def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
     certified = lab.ike.auth == "certificate"
     authority = CertificateAuthority.create("dsmip-ipsec lab", now=now) if certified else None
-
-    def certificate(identity: str) -> Certificate:
-        assert authority is not None, "only called with certificates"
-        return authority.issue(identity, now=now)
-
-    if certified:
-        agent = HomeAgent(agent.identity, agent.ipv6, agent.ipv4, certificate(agent.identity))
+    if authority is not None:
+        certificate = authority.issue(agent.identity, now=now)
+        agent = HomeAgent(agent.identity, agent.ipv6, agent.ipv4, certificate)
     nodes = []
     for index, (name, node) in enumerate(lab.mobile_nodes().items()):
         identity = f"{name}.{DOMAIN}"
@@ -115,15 +110,32 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
                 identity=identity,
                 home_address=node.home_address,
                 ipv4_home_address=node.ipv4_home_address,
-                credentials=certificate(identity)
-                if certified
-                else PresharedKey(secrets.token_bytes(32)),
+                credentials=PresharedKey(secrets.token_bytes(32))
+                if authority is None
+                else authority.issue(identity, now=now),
                 signalling_reqid=ids.signalling,
                 data_reqid=ids.data,
             )
         )
     settings = IkeSettings(mobility=_MODES[lab.ike.mobility], protect_data=lab.data.protected)
     return Deployment(agent, tuple(nodes), settings)
+
+
+def _with_wrong_key(deployment: Deployment, name: str) -> Deployment:
+    """The deployment as a mobile node has it whose key isn't the one that belongs to it."""
+
+    def wrong(node: MobileNode) -> MobileNode:
+        if isinstance(node.credentials, PresharedKey):
+            return replace(node, credentials=PresharedKey(secrets.token_bytes(32)))
+        other = CertificateAuthority.create("another CA", now=datetime.now(UTC))
+        stranger = other.issue(node.identity, now=datetime.now(UTC))
+        # It still trusts the right CA: it is the home agent that must refuse.
+        return replace(
+            node, credentials=replace(stranger, ca_certificate=node.credentials.ca_certificate)
+        )
+
+    nodes = (wrong(node) if node.name == name else node for node in deployment.mobile_nodes)
+    return replace(deployment, mobile_nodes=tuple(nodes))
 
 
 def _peer(lab: Lab, index: int) -> dict[str, Any]:
@@ -150,6 +162,8 @@ def _write(
     home: dict[str, str],
     lab: Lab,
 ) -> NodeDeployment:
+    if node is not None and node == lab.ike.wrong_key:
+        deployment = _with_wrong_key(deployment, node)
     files = write_node(
         deployment,
         node,

@@ -1,4 +1,5 @@
-"""The NAPT of a lab's ``nat`` nodes: iptables' legacy back end, or nftables where that is missing.
+"""The NAPT of a lab's ``nat`` nodes, and what routers block: iptables' legacy back end, or nftables
+where that is missing.
 
 Both are given as one rule set to one process. ``mapping = "random"`` draws from ports above 20000
 only, so that IKE's 4500 and DSMIPv6's 4191 come out as another port always, not just usually.
@@ -11,9 +12,10 @@ import subprocess
 from pathlib import Path
 
 from ..errors import LabError
-from .spec_models import Nat
+from .spec_models import Block, Nat
 
 _PORTS = "20000-65535"
+_ENDS = ("sport", "dport")
 
 
 def iptables_rules(nat: Nat) -> str:
@@ -94,6 +96,38 @@ def install(nat: Nat) -> None:
                     f"the NAT's UDP timeout can't be set: {error.strerror}",
                     hint="leave udp_timeout_s out",
                 ) from None
+
+
+def block(rule: Block) -> None:
+    """Have the calling thread's namespace drop what it would forward from or to a port (call it
+    within :func:`dsmip_ipsec.lab.netns.isolated`).
+
+    :raises LabError: neither iptables nor nftables can do it, with what each said.
+    """
+    lines = [f"-I FORWARD -p {rule.protocol} --{end} {rule.port} -j DROP" for end in _ENDS]
+    said: list[str] = []
+    for command, rules in (
+        (["iptables-legacy-restore", "--noflush"], "\n".join(["*filter", *lines, "COMMIT", ""])),
+        (["nft", "-f", "-"], _nft_block(rule)),
+    ):
+        failure = _feed(command, rules)
+        if failure is None:
+            return
+        said.append(failure)
+    raise LabError(
+        f"port {rule.port} can't be blocked: {'; '.join(said)}",
+        hint="install iptables or nftables",
+    )
+
+
+def _nft_block(rule: Block) -> str:
+    drops = "".join(f"    {rule.protocol} {end} {rule.port} drop\n" for end in _ENDS)
+    return f"""table ip dsmip_block {{
+  chain forward {{
+    type filter hook forward priority -10; policy accept;
+{drops}  }}
+}}
+"""
 
 
 def _feed(command: list[str], rules: str) -> str | None:

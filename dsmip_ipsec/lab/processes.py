@@ -12,10 +12,12 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -23,6 +25,7 @@ from typing import Any, TypeVar
 from ..errors import LabError
 from . import netns
 from .cleanup import Run
+from .nursery import Nursery
 
 T = TypeVar("T")
 
@@ -40,7 +43,7 @@ class LabProcess:
     name: str
     pid: int
     log: Path
-    popen: subprocess.Popen[bytes] = field(repr=False)
+    reap: Callable[[], int] = field(repr=False)
     pidfd: int = field(repr=False)
     ended: asyncio.Future[int] = field(repr=False)
     stopping: bool = False
@@ -71,8 +74,9 @@ class Processes:
     PR_SET_PDEATHSIG is about the thread that started it (prctl(2)).
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, nursery: Nursery | None = None) -> None:
         self._run = run
+        self._nursery = nursery
         self._processes: dict[str, LabProcess] = {}
         self._failure: asyncio.Future[LabError] | None = None
 
@@ -138,27 +142,18 @@ class Processes:
         cwd: Path | None = None,
         pass_fds: Sequence[int] = (),
         may_end: bool = False,
+        nice: int = 0,
     ) -> LabProcess:
         """Start ``argv`` in the network namespace ``namespace`` (ours when None).
 
         ``log``: file that standard output and error are appended to (made 0600). ``environment``:
         the whole environment (ours when None). ``may_end``: it isn't a failure when it ends with
-        status 0.
+        status 0. ``nice``: added to our own nice value.
 
         :raises LabError: no such namespace or program, or the name is taken.
         """
-        running = self._processes.get(name)
-        if running is not None and not running.ended.done():
-            raise LabError(f"a process '{name}' runs already", hint="stop it first")
-        loop = asyncio.get_running_loop()
-        _ = self.failed  # made here, where a loop runs, for the watcher
-        with ExitStack() as stack:
+        with self._descriptors(name, log, namespace) as (output, descriptor):
             try:
-                output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                stack.callback(os.close, output)
-                descriptor = None
-                if namespace is not None:
-                    descriptor = stack.enter_context(netns.descriptors([namespace]))[namespace]
                 popen = subprocess.Popen(
                     list(argv),
                     stdin=subprocess.DEVNULL,
@@ -170,7 +165,7 @@ class Processes:
                     start_new_session=True,
                     # setns in the child costs two system calls; `ip netns exec` and nsenter cost
                     # an exec, and can't ask for the signal. Only C calls run in between.
-                    preexec_fn=_in_child(os.getpid(), descriptor),
+                    preexec_fn=_in_child(os.getpid(), descriptor, nice),
                 )
             except (OSError, subprocess.SubprocessError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -178,11 +173,58 @@ class Processes:
                     f"'{name}' can't be started ({argv[0]}): {reason}",
                     hint="`dsmip-ipsec doctor` says which programs are missing",
                 ) from None
-        pidfd = os.pidfd_open(popen.pid)
-        self._run.add_process(popen.pid, name)
-        process = LabProcess(
-            name, popen.pid, log, popen, pidfd, loop.create_future(), may_end=may_end
-        )
+        return self._watch(name, popen.pid, popen.wait, log, may_end)
+
+    def start_module(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        namespace: str | None = None,
+        nice: int = 0,
+    ) -> LabProcess:
+        """Start ``main(arguments)`` of one of our modules: by the nursery where there is one, else
+        as ``python -m MODULE``. The rest is as in :meth:`start`."""
+        nursery = self._nursery
+        if nursery is None:
+            argv = [sys.executable, "-m", module, *arguments]
+            return self.start(name, argv, log=log, namespace=namespace, nice=nice)
+        with self._descriptors(name, log, namespace) as (output, descriptor):
+            pid = nursery.fork(module, arguments, log=output, namespace=descriptor, nice=nice)
+        return self._watch(name, pid, partial(nursery.wait, pid), log, may_end=False)
+
+    @contextmanager
+    def _descriptors(
+        self, name: str, log: Path, namespace: str | None
+    ) -> Iterator[tuple[int, int | None]]:
+        """Open files of a new process: its log, and its network namespace."""
+        running = self._processes.get(name)
+        if running is not None and not running.ended.done():
+            raise LabError(f"a process '{name}' runs already", hint="stop it first")
+        with ExitStack() as stack:
+            try:
+                output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise LabError(
+                    f"'{name}' can't be started: no log {log}: {error.strerror}",
+                    hint="check that its directory is there and has room",
+                ) from None
+            stack.callback(os.close, output)
+            descriptor = None
+            if namespace is not None:
+                descriptor = stack.enter_context(netns.descriptors([namespace]))[namespace]
+            yield output, descriptor
+
+    def _watch(
+        self, name: str, pid: int, reap: Callable[[], int], log: Path, may_end: bool
+    ) -> LabProcess:
+        loop = asyncio.get_running_loop()
+        _ = self.failed  # made here, where a loop runs, for the watcher
+        pidfd = os.pidfd_open(pid)
+        self._run.add_process(pid, name)
+        process = LabProcess(name, pid, log, reap, pidfd, loop.create_future(), may_end=may_end)
         self._processes[name] = process
         loop.add_reader(pidfd, self._ended, process)
         return process
@@ -194,7 +236,10 @@ class Processes:
         # number, which is the group's, can't be anyone else's.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        status = process.popen.wait()  # it has ended: this only reaps it
+        try:
+            status = process.reap()  # it has ended: this doesn't wait
+        except LabError:
+            status = -signal.SIGKILL  # the nursery was killed, and it died with that
         process.ended.set_result(status)
         if process.stopping or (process.may_end and status == 0) or self.failed.done():
             return
@@ -256,12 +301,13 @@ class Processes:
             raise failures[0]
 
 
-def _in_child(parent: int, namespace: int | None) -> Callable[[], None]:
+def _in_child(parent: int, namespace: int | None, nice: int) -> Callable[[], None]:
     """What the child does between fork and exec."""
 
     def prepare() -> None:
         if namespace is not None:
             netns.enter_descriptor(namespace)
+        os.nice(nice)
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # the lab died before the prctl
             os._exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import dsmip_ipsec
 from dsmip_ipsec.errors import DsmipError, LabError
 from dsmip_ipsec.lab import flow, record, routes
 from dsmip_ipsec.lab.expectations import Observation, judge
+from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.spec import Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
 
@@ -51,11 +53,17 @@ class Scenario:
     """One run of ``lab``. ``say`` gets a line of progress at a time."""
 
     def __init__(
-        self, lab: Lab, out: Path, *, export_keys: bool, say: Callable[[str], None]
+        self,
+        lab: Lab,
+        out: Path,
+        *,
+        export_keys: bool,
+        say: Callable[[str], None],
+        nursery: Nursery | None = None,
     ) -> None:
         self._lab = lab
         self._say = say
-        self.standing = StandingLab(lab, out, export_keys=export_keys, say=say)
+        self.standing = StandingLab(lab, out, export_keys=export_keys, say=say, nursery=nursery)
         self._node = next(iter(lab.mobile_nodes()))
         self._network: str | None = None
         self._done: list[_Done] = []
@@ -138,6 +146,12 @@ class Scenario:
         )  # fmt: skip
 
     async def _act(self, step: Step) -> str:
+        if step.block is not None:
+            await self.standing.block(step.block)
+            return f"block {step.block.protocol} port {step.block.port} at {step.block.node}"
+        if step.kill is not None:
+            self.standing.processes[step.kill].signal(signal.SIGKILL)
+            return f"kill {step.kill}"
         previous = self._network
         if step.network is None:
             await self.standing.command(self._node, "deregister")

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from ..errors import ConfigError
 from . import routes
 from .spec_lines import TomlLines, nearest_present
-from .spec_models import CorrespondentNode, HomeAgent, Lab, Link, MobileNode, Nat, Step
+from .spec_models import CorrespondentNode, HomeAgent, Lab, Link, MobileNode, Nat, Step, Verb
 
 Problem = tuple[tuple[str | int, ...], str, str]  # path in the file, reason, hint
 
@@ -335,7 +335,7 @@ def _check_steps(lab: Lab) -> Iterator[Problem]:
             yield (
                 loc,
                 f"step '{step.name}' must have one verb and {had}",
-                "attach, move, deregister",
+                ", ".join(get_args(Verb)),
             )
             continue
         if index != next(i for i, s in enumerate(lab.steps) if s.name == step.name):
@@ -348,7 +348,33 @@ def _check_steps(lab: Lab) -> Iterator[Problem]:
         if node not in mobiles:
             yield (*loc, "node"), *_unknown("mobile node", node, mobiles)
             continue
-        yield from _check_network(lab, step, node, loc, placed)
+        if step.verb in ("block", "kill"):
+            yield from _check_fault(lab, step, loc)
+        else:
+            yield from _check_network(lab, step, node, loc, placed)
+
+
+def _check_fault(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[Problem]:
+    if step.block is not None:
+        forwarding = [name for name in lab.nodes if routes.forwards(lab, name)]
+        if step.block.node not in forwarding:
+            place = (*loc, "block", "node")
+            yield place, *_unknown("node that forwards", step.block.node, forwarding)
+    if step.kill is not None:
+        known = process_names(lab)
+        if step.kill not in known:
+            yield (*loc, "kill"), *_unknown("process", step.kill, known)
+
+
+def process_names(lab: Lab) -> list[str]:
+    """Names of the processes that a lab runs, as ``kill`` takes them."""
+    ends = [*lab.home_agents(), *lab.mobile_nodes()]
+    probing = [*lab.mobile_nodes(), lab.correspondent()]
+    return [
+        "capture",
+        *(f"{what} of {node}" for node in ends for what in ("charon", "daemon")),
+        *(f"flows of {node}" for node in probing),
+    ]
 
 
 def _check_network(

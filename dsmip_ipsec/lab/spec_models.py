@@ -16,7 +16,7 @@ from ipaddress import (
     ip_address,
     ip_interface,
 )
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -168,9 +168,13 @@ class Mobility(Table):
 
 
 class Ike(Table):
-    """[ike]: how the peers authenticate, and how the IKE_SA follows a move (RFC 5555 §5.1)."""
+    """[ike]: how the peers authenticate, and how the IKE_SA follows a move (RFC 5555 §5.1).
+
+    ``wrong_key``: a mobile node that gets credentials which the home agent doesn't know.
+    """
 
     auth: Literal["certificate", "psk"] = "certificate"
+    wrong_key: NodeName | None = None
     mobility: Literal["mobike", "k_bit", "renegotiate"] = "mobike"
 
 
@@ -230,14 +234,24 @@ class Expect(Table):
     lost_max: Annotated[int, Field(ge=0)] | None = None
 
 
-Verb = Literal["attach", "move", "deregister"]
+class Block(Table):
+    """What a router drops from now on: packets from or to a port, whoever sent them."""
+
+    node: NodeName
+    protocol: Literal["udp", "tcp"] = "udp"
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
+Verb = Literal["attach", "move", "deregister", "block", "kill"]
 
 
 class Step(Table):
     """One step: exactly one verb, done by the mobile node ``node`` (the only one when absent).
 
     ``attach``: appear in the named network. ``move``: hand over to it. ``deregister``: remove all
-    bindings (lifetime 0).
+    bindings (lifetime 0). ``block``: have a router or NAT drop something. ``kill``: end a process
+    of the lab with SIGKILL, by its name: ``charon of NODE``, ``daemon of NODE``, ``flows of NODE``
+    or ``capture``.
     """
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=80)]
@@ -245,11 +259,13 @@ class Step(Table):
     attach: LinkName | None = None
     move: LinkName | None = None
     deregister: Literal[True] | None = None
+    block: Block | None = None
+    kill: Annotated[str, StringConstraints(min_length=1, max_length=80)] | None = None
     expect: Expect = Expect()
 
     def verbs(self) -> tuple[Verb, ...]:
         """The verbs that the step has (one, once the lab was checked)."""
-        verbs: tuple[Verb, ...] = ("attach", "move", "deregister")
+        verbs: tuple[Verb, ...] = get_args(Verb)
         return tuple(verb for verb in verbs if getattr(self, verb) is not None)
 
     @property

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,23 @@ from dsmip_ipsec.ike import charon
 from dsmip_ipsec.ike.keylog import IkeKeys
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ipsec.model import SecurityAssociation
-from dsmip_ipsec.lab import flow, keys, netns, record, rtnl
+from dsmip_ipsec.lab import flow, keys, nat, netns, record, rtnl
 from dsmip_ipsec.lab.capture import CaptureFile, Captures
 from dsmip_ipsec.lab.cleanup import Run
 from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name, reqids
+from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import NodeObserver
 from dsmip_ipsec.lab.processes import Processes
 from dsmip_ipsec.lab.routes import LinkAttachment
 from dsmip_ipsec.lab.spec import Lab
+from dsmip_ipsec.lab.spec_models import Block
 from dsmip_ipsec.lab.topology import Topology
 from dsmip_ipsec.node import control
 
 READY_S = 20.0
 
 # All nodes share a CPU (a guest kernel has just one). What is measured comes before what measures.
-_FIRST = ("nice", "-n", "-10")
+_FIRST = -10
 _POLL_S = 0.02
 
 
@@ -45,7 +47,13 @@ class StandingLab:
     """
 
     def __init__(
-        self, lab: Lab, out: Path, *, export_keys: bool, say: Callable[[str], None]
+        self,
+        lab: Lab,
+        out: Path,
+        *,
+        export_keys: bool,
+        say: Callable[[str], None],
+        nursery: Nursery | None = None,
     ) -> None:
         self.lab = lab
         self.out = out
@@ -60,7 +68,9 @@ class StandingLab:
         self._say = say
         self.run = Run.claim()
         self.topology = Topology(lab, self.run)
-        self.processes = Processes(self.run)
+        self.processes = Processes(self.run, nursery)
+        if nursery is not None:
+            self.run.add_process(nursery.pid, "nursery")
         self._indices = rtnl.indices(list(lab.links))
         self._recorder: keys.KeyRecorder | None = None
         self._capturing: Captures | None = None
@@ -152,7 +162,8 @@ class StandingLab:
             charon.prepare(node.files)
             self.processes.start(
                 f"charon of {name}",
-                [*_FIRST, charon.program()],
+                [charon.program()],
+                nice=_FIRST,
                 log=self.out / "logs" / f"{name}-charon.out",
                 namespace=self.topology.namespace(name),
                 environment=charon.environment(node.files),
@@ -165,14 +176,13 @@ class StandingLab:
     async def _start_daemons(self) -> None:
         for name, node in self.nodes.items():
             command = "ha" if node.role == "home_agent" else "mn"
-            self.processes.start(
+            self.processes.start_module(
                 f"daemon of {name}",
-                [
-                    *(*_FIRST, sys.executable, "-m", "dsmip_ipsec", command),
-                    *("--config", str(node.daemon_config)),
-                ],
+                "dsmip_ipsec.cli.main",
+                [command, "--config", str(node.daemon_config)],
                 log=self.out / "logs" / f"{name}-daemon.log",
                 namespace=self.topology.namespace(name),
+                nice=_FIRST,
             )
         for name, observer in self.observers.items():
             await self._until(observer.status, f"daemon of {name}")
@@ -224,15 +234,10 @@ class StandingLab:
             plan = self.run.directory / f"{node}-flows.json"
             document = {"flows": [spec.to_json() for spec in self._flows], "node": role}
             plan.write_text(json.dumps(document), encoding="utf-8")
-            self.processes.start(
+            self.processes.start_module(
                 f"flows of {node}",
-                [
-                    sys.executable,
-                    "-m",
-                    "dsmip_ipsec.lab.flow_main",
-                    str(plan),
-                    str(self._log(node)),
-                ],
+                "dsmip_ipsec.lab.flow_main",
+                [str(plan), str(self._log(node))],
                 log=self.out / "logs" / f"{node}-flows.log",
                 namespace=self.topology.namespace(node),
             )
@@ -273,6 +278,11 @@ class StandingLab:
             gateway=str(gateway),
         )
 
+    async def block(self, block: Block) -> None:
+        """Have a router drop packets from or to a port. Raises LabError."""
+        namespace = self.topology.namespace(block.node)
+        await asyncio.to_thread(netns.isolated, partial(_block, namespace, block))
+
     def leave(self, node: str, link: str) -> None:
         """Take the addresses on ``link`` away: the network is out of reach."""
         self._addresses(node, self.attachment(node, link), add=False)
@@ -308,6 +318,11 @@ class StandingLab:
         for path in (self.out / "logs").iterdir():
             if path.stat().st_size == 0:
                 path.unlink()
+
+
+def _block(namespace: str, block: Block) -> None:
+    netns.enter(namespace)
+    nat.block(block)
 
 
 async def _as_coroutine(awaitable: Any) -> Any:
