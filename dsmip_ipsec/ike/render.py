@@ -24,6 +24,7 @@ import jinja2
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ike import quoting
 from dsmip_ipsec.ike.inventory import Certificate, Deployment, IkeSettings, PresharedKey
+from dsmip_ipsec.resources import resource_directory
 
 # charon takes 5.9.8's plugins in this order. openssl brings every algorithm that the proposals
 # need, X.509 and the private keys; with nothing else to load and test, charon starts fastest.
@@ -103,23 +104,9 @@ class _Secret:
     secret_hex: str
 
 
-def template_directory() -> Path:
-    """Where the templates are: ``templates/`` of a checkout, or inside the installed package.
-
-    :raises ConfigError: in neither place.
-    """
-    package = Path(__file__).resolve().parent.parent
-    for candidate in (package / "templates", package.parent / "templates"):
-        if (candidate / "swanctl.conf.j2").is_file():
-            return candidate
-    raise ConfigError(
-        "the strongSwan templates are missing", hint="install the package again, or run a checkout"
-    )
-
-
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template_directory()),
+        loader=jinja2.FileSystemLoader(resource_directory("templates")),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -179,7 +179,7 @@ class UmlGuest:
                 share=self.share,
                 nonce=nonce,
                 # Our own code, however this process came by it.
-                env={"PYTHONPATH": str(guest_code.package_dir().parent), **(env or {})},
+                env={"PYTHONPATH": guest_code.python_path(), **(env or {})},
                 cwd=str(cwd),
                 mounts=guest_code.make_visible(
                     guest_code.code_roots(self.visible), user, stage_dir

@@ -9,6 +9,7 @@ guest *at the path it has on the host*, so that no path, ``pyvenv.cfg`` or ``.pt
 from __future__ import annotations
 
 import compileall
+import importlib.util
 import os
 import shutil
 import stat
@@ -37,9 +38,14 @@ def project_dir() -> Path:
     return package.parent if (package.parent / "pyproject.toml").is_file() else package
 
 
+# One package of each kind of installation will do, but they may come from different places.
+DEPENDENCIES = ("cryptography", "jinja2", "pexpect", "pydantic", "pyroute2", "rich", "vici")
+
+
 def code_roots(extra: Iterable[Path] = ()) -> list[Path]:
     """The directories (or files) that the guest must see, without those inside another."""
-    roots = [project_dir(), Path(sys.prefix), Path(sys.base_prefix), *extra]
+    prefixes = [Path(sys.prefix), Path(sys.base_prefix)]
+    roots = [project_dir(), *prefixes, *dependency_dirs(), *extra]
     unique = dict.fromkeys(Path(os.path.abspath(root)) for root in roots)
     # The guest's root file system is the host's, and these are for everybody to read.
     system = [Path("/usr"), Path("/etc")]
@@ -47,6 +53,19 @@ def code_roots(extra: Iterable[Path] = ()) -> list[Path]:
     return [
         root for root in wanted if not any(other in root.parents for other in [*wanted, *system])
     ]
+
+
+def dependency_dirs() -> list[Path]:
+    """Where the packages that we import were found: beside Python, or in a user's own directory
+    or one that PYTHONPATH names, which the guest's Python wouldn't look into by itself."""
+    found = (importlib.util.find_spec(name) for name in DEPENDENCIES)
+    origins = (Path(spec.origin) for spec in found if spec is not None and spec.origin)
+    return list(dict.fromkeys(origin.parent.parent for origin in origins))
+
+
+def python_path() -> str:
+    """PYTHONPATH for the guest: our package first, however this process came by it."""
+    return ":".join(map(str, dict.fromkeys([package_dir().parent, *dependency_dirs()])))
 
 
 def first_unreadable(paths: Sequence[Path], user: User | None) -> Path | None:
