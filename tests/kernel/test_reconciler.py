@@ -1,0 +1,278 @@
+"""The reconciler on a real kernel: converges from everything, touches nothing that isn't ours."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+
+import pytest
+from xfrm_netns import fresh_netns, ip
+
+from dsmip_ipsec.ipsec.desired import DesiredState, Peering, Reqids, Role, desired
+from dsmip_ipsec.ipsec.model import SecurityAssociation
+from dsmip_ipsec.ipsec.plan import plan
+from dsmip_ipsec.kernel import translate
+from dsmip_ipsec.kernel.reconciler import LINGER_S, Reconciler, _request
+from dsmip_ipsec.mobility.types import Binding, OuterAddress
+from dsmip_ipsec.xfrm import requests as verbs
+from dsmip_ipsec.xfrm.constants import Mode
+from dsmip_ipsec.xfrm.socket import XfrmSocket
+from dsmip_ipsec.xfrm.types import Algorithm, Encap, Key, Replay, State
+
+IDS = Reqids(signalling=55501, mirror=55502, data=55503)
+HOME, HOME4 = IPv6Address("2001:db8:100::100"), IPv4Address("203.0.113.200")
+AGENT, AGENT4 = IPv6Address("2001:db8:100::1"), IPv4Address("203.0.113.2")
+NAT, PUBLIC = IPv4Address("192.0.2.2"), IPv4Address("198.51.100.100")
+HA = Peering(Role.HOME_AGENT, HOME, HOME4, AGENT, AGENT4, IDS)
+BINDING = Binding(
+    home_address=HOME, home_agent=AGENT, care_of_address=NAT, sequence=1, lifetime=600,
+    registered_at=0, expires_at=600, home_agent_ipv4=AGENT4,
+    ipv4_home_address=IPv4Interface(HOME4), outer=OuterAddress(NAT, 4191),
+)  # fmt: skip
+
+FOREIGN = (
+    "xfrm policy add dir out src 10.9.0.0/16 dst 10.8.0.0/16 priority 1000 "
+    "tmpl src 10.9.0.1 dst 10.8.0.1 proto esp reqid 9 mode tunnel"
+)
+
+
+@pytest.fixture(autouse=True)
+def namespace() -> Iterator[None]:
+    with fresh_netns():
+        yield
+
+
+def charon_states(mobile: IPv4Address, *, encap: bool = True) -> list[State]:
+    """Signalling (tunnel mode, to be mirrored) and data SAs as charon installs them."""
+    return [
+        State(
+            destination=destination,
+            source=source,
+            spi=spi,
+            mode=Mode.TUNNEL,
+            reqid=reqid,
+            aead=Algorithm("rfc4106(gcm(aes))", Key(bytes([spi & 0xFF] * 20)), 128),
+            encap=Encap(4500, 4500) if encap else None,
+            replay=Replay(window=64),
+        )
+        for spi, source, destination, reqid in (
+            (0x1001, mobile, AGENT4, IDS.signalling),
+            (0x1002, AGENT4, mobile, IDS.signalling),
+            (0x2001, mobile, AGENT4, IDS.data),
+            (0x2002, AGENT4, mobile, IDS.data),
+        )
+    ]
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.binding: Binding | None = BINDING
+        self.xfrm = XfrmSocket()
+        self.reconciler = self.new()
+
+    def new(self) -> Reconciler:
+        return Reconciler(self.wanted, (IDS,))
+
+    def wanted(self, negotiated: Sequence[SecurityAssociation]) -> DesiredState:
+        signalling = any(sa.reqid == IDS.signalling for sa in negotiated)
+        return desired(HA, active=signalling, binding=self.binding, negotiated=negotiated)
+
+    def install(self, states: Sequence[State]) -> None:
+        for result in self.xfrm.request_all([verbs.add_state(state) for state in states]):
+            result.unwrap()
+
+    def delete(self, states: Sequence[State]) -> None:
+        for result in self.xfrm.request_all([verbs.delete_state(state.id) for state in states]):
+            result.unwrap()
+
+    def mirrors(self) -> list[State]:
+        return [state for state in self.xfrm.dump_states() if state.reqid == IDS.mirror]
+
+    def ours(self) -> list[str]:
+        """Our policies, as iproute2 has them."""
+        return [text for text in _objects("policy") if "priority 5555" in text]
+
+
+def _objects(what: str) -> list[str]:
+    return [t for t in re.split(r"\n(?=src )", ip(f"xfrm {what}").strip()) if t]
+
+
+async def until(true: Callable[[], object], what: str, timeout_s: float = 2.0) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not true():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(f"not within {timeout_s} s: {what}") from None
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    await bench.reconciler.close()
+    bench.xfrm.close()
+
+
+async def test_sas_of_charon_are_adopted_when_the_kernel_tells_of_them(bench: Bench) -> None:
+    await bench.reconciler.open()
+    bench.install(charon_states(NAT))
+    await until(lambda: len(bench.mirrors()) == 2, "mirrors")
+    origins = {s.spi: s for s in bench.xfrm.dump_states() if s.reqid == IDS.signalling}
+    for mirror in bench.mirrors():
+        assert mirror.mode is Mode.TRANSPORT
+        assert mirror.encap is None
+        assert mirror.aead == origins[mirror.spi].aead
+        assert {mirror.source, mirror.destination} == {HOME, AGENT}
+    outward = [text for text in bench.ours() if "dir out" in text and "mode tunnel" in text]
+    assert len(outward) == 2
+    assert all(f"tmpl src {AGENT4} dst {NAT}" in text for text in outward)
+
+
+async def test_running_again_changes_nothing(bench: Bench) -> None:
+    bench.install(charon_states(NAT))
+    await bench.reconciler.open()
+    before = bench.ours()
+    assert len(before) == 14
+    assert await bench.reconciler.reconcile() == ()
+    assert bench.ours() == before
+
+
+async def test_outbound_templates_follow_a_moved_sa(bench: Bench) -> None:
+    """charon moves an SA by deleting and adding it, here across the switch of encapsulation."""
+    bench.install(charon_states(NAT))
+    await bench.reconciler.open()
+    bench.delete(charon_states(NAT))
+    bench.install(charon_states(PUBLIC, encap=False))
+    await until(
+        lambda: sum(f"tmpl src {AGENT4} dst {PUBLIC}" in text for text in bench.ours()) == 2,
+        "templates at the new address",
+    )
+    assert not any(f"dst {NAT}" in text for text in bench.ours())
+
+
+async def test_a_mirror_keeps_its_sequence_numbers_while_its_origin_is_moved(bench: Bench) -> None:
+    """Made anew it would start at 1 again: replays for the peer, and an IV used twice."""
+    bench.install(charon_states(NAT))
+    await bench.reconciler.open()
+    outbound = next(s for s in bench.mirrors() if s.source == AGENT)
+    worn = replace(outbound, replay=Replay(window=64, oseq=41, extended=True))
+    bench.xfrm.delete_state(outbound.id)
+    bench.xfrm.add_state(worn)
+    bench.delete(charon_states(NAT))
+    await bench.reconciler.reconcile()  # just in between
+    bench.install(charon_states(PUBLIC, encap=False))
+    await bench.reconciler.reconcile()
+    await asyncio.sleep(2 * LINGER_S)  # time in which a mistaken removal would happen
+    await bench.reconciler.reconcile()
+    (now,) = [s for s in bench.mirrors() if s.source == AGENT]
+    assert now.replay.oseq == 41
+
+
+async def test_a_mirror_goes_soon_after_its_origin(bench: Bench) -> None:
+    bench.install(charon_states(NAT))
+    await bench.reconciler.open()
+    bench.binding = None
+    bench.delete(charon_states(NAT))
+    await until(lambda: not bench.mirrors() and not bench.ours(), "all gone")
+
+
+async def test_a_rekeyed_origin_gets_a_mirror_of_its_own(bench: Bench) -> None:
+    bench.install(charon_states(NAT))
+    await bench.reconciler.open()
+    fresh = [
+        replace(state, spi=state.spi + 0x100)
+        for state in charon_states(NAT)
+        if state.reqid == IDS.signalling
+    ]
+    bench.install(fresh)
+    await until(lambda: len(bench.mirrors()) == 4, "both pairs during the overlap")
+    bench.delete([s for s in charon_states(NAT) if s.reqid == IDS.signalling])
+    await until(lambda: {s.spi for s in bench.mirrors()} == {0x1101, 0x1102}, "only the new pair")
+
+
+@pytest.mark.parametrize("verb", ["delete", "flush"])
+async def test_what_someone_else_removes_comes_back(bench: Bench, verb: str) -> None:
+    bench.install(charon_states(NAT))
+    await bench.reconciler.open()
+    before = sorted(bench.ours())
+    if verb == "flush":
+        ip("xfrm policy flush")
+    else:
+        ip(f"xfrm policy delete dir out src ::/0 dst {HOME}")
+    await until(lambda: sorted(bench.ours()) == before, "policies are back")
+
+
+async def test_foreign_state_is_never_touched(bench: Bench) -> None:
+    ip(FOREIGN)
+    ip(
+        "xfrm state add src 10.9.0.1 dst 10.8.0.1 proto esp spi 0x1001 reqid 9 mode tunnel "
+        "aead rfc4106(gcm(aes)) 0x000102030405060708090a0b0c0d0e0f10111213 128"
+    )
+    foreign = [t for what in ("policy", "state") for t in _objects(what) if "reqid 9 " in t]
+    bench.install(charon_states(NAT))
+    await bench.reconciler.open()
+    assert len(bench.ours()) == 14
+    await bench.reconciler.close()
+    assert bench.ours() == []
+    assert bench.mirrors() == []
+    left = [t for what in ("policy", "state") for t in _objects(what) if "reqid 9 " in t]
+    assert left == foreign
+    assert len(bench.xfrm.dump_states()) == 1 + 4  # the foreign one and charon's
+
+
+async def test_after_a_crash_between_any_two_operations_the_next_run_converges(
+    bench: Bench,
+) -> None:
+    """Each prefix of the plan is applied by hand, as a process would that died there."""
+    bench.install(charon_states(NAT))
+    found = [translate.state_back(s) for s in bench.xfrm.dump_states()]
+    negotiated = [sa for sa in found if sa is not None]
+    operations = plan(DesiredState(), bench.wanted(negotiated))
+    assert len(operations) == 16
+    complete: list[str] | None = None
+    for count in range(len(operations) + 1):
+        for result in bench.xfrm.request_all([_request(o) for o in operations[:count]]):
+            result.unwrap()
+        survivor = bench.new()
+        await survivor.open()
+        complete = complete or sorted(bench.ours())
+        assert sorted(bench.ours()) == complete
+        assert len(bench.mirrors()) == 2
+        await survivor.close()
+        assert bench.ours() == []
+        assert bench.mirrors() == []
+
+
+async def test_two_reconcilers_at_once_agree(bench: Bench) -> None:
+    other = bench.new()
+    await bench.reconciler.open()
+    await other.open()
+    try:
+        for _ in range(5):
+            bench.install(charon_states(NAT))
+            await until(lambda: len(bench.ours()) == 14 and len(bench.mirrors()) == 2, "adopted")
+            bench.delete(charon_states(NAT))
+            bench.install(charon_states(PUBLIC, encap=False))
+            await until(lambda: sum(f"dst {PUBLIC}" in text for text in bench.ours()) == 2, "moved")
+            bench.delete(charon_states(PUBLIC, encap=False))
+            await until(lambda: not bench.mirrors(), "mirrors gone")
+    finally:
+        await other.close()
+
+
+async def test_a_thousand_moves_leave_no_more_than_one(bench: Bench) -> None:
+    bench.install(charon_states(NAT))
+    await bench.reconciler.open()
+    here, there = charon_states(NAT), charon_states(PUBLIC, encap=False)
+    counts = (len(bench.xfrm.dump_states()), len(bench.ours()))
+    for _ in range(500):
+        for old, new in ((here, there), (there, here)):
+            bench.delete(old)
+            bench.install(new)
+            await bench.reconciler.reconcile()
+    assert (len(bench.xfrm.dump_states()), len(bench.ours())) == counts
+    assert sum(f"tmpl src {AGENT4} dst {NAT}" in text for text in bench.ours()) == 2
