@@ -176,9 +176,8 @@ async def test_mobility_header_types_in_inbound_selectors_still_dont_work(tmp_pa
         selector = f"src {node.home_address} dst {AGENT} proto {IPPROTO_MH}"
         # Stronger than ours: whatever it matches, it lets through; the rest meets a block.
         ip(f"xfrm policy add dir in {selector} type 5 priority 10 {template}")
-        ip(
-            f"xfrm policy add dir in src {node.home_address} dst {AGENT}/127 priority 20 action block"
-        )
+        wider = f"src {node.home_address} dst {AGENT}/127"
+        ip(f"xfrm policy add dir in {wider} priority 20 action block")
         before = xfrm_stat("XfrmInPolBlock")
         node.send(node.protected(node.update(1)))
         await bench.until(lambda: xfrm_stat("XfrmInPolBlock") > before, "the type wasn't seen")
