@@ -8,6 +8,7 @@ rich's markup in a name have an effect.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +31,11 @@ from dsmip_ipsec.report.changes import (
 
 MAX_CHANGES = 40
 """Rows of objects shown for a step; a lab with many mobile nodes has more in its record."""
+
+# Counters of what goes well; the record has them.
+_EXPECTED = re.compile(
+    r"received\..*|sent\..*|answered\.0|acknowledged\.0|signalling\.(udp_received|received|sent)"
+)
 
 _FAMILY = {"ipv6": "IPv6", "ipv4": "IPv4"}
 _WORD_STYLE = {"new": "green", "now": "green", "gone": "red", "was": "dim"}
@@ -117,7 +123,11 @@ def _details(step: StepRecord, console: Console, arrow: str) -> None:
     if len(rows) > len(shown):
         _print(console, Text(f"  and {len(rows) - len(shown)} more in record.json"))
     for node, counters in step.counters.items():
-        grown = [f"{name} +{value}" for name, value in (counters.engine | counters.xfrm).items()]
+        grown = [
+            f"{name} +{value}"
+            for name, value in (counters.engine | counters.xfrm).items()
+            if not _EXPECTED.fullmatch(name)
+        ]
         if grown:
             _print(console, _text(f"  counters of {node}: {', '.join(grown)}"))
 
@@ -185,7 +195,9 @@ def _summary(steps: Sequence[StepRecord], arrow: str) -> Table:
             states = step.before.get(node), step.after.get(node)
             nat = before_after(nat_seen(states[0]), nat_seen(states[1]), arrow)
             udp = before_after(udp_encapsulation(states[0]), udp_encapsulation(states[1]), arrow)
-            flows = [flow for flow in step.flows if flow.node == node]
+            # Before the first binding and after the last there is nothing to interrupt.
+            carried = all(state is None or state.bindings for state in states)
+            flows = [flow for flow in step.flows if flow.node == node and carried]
             families = [f for f in ("ipv6", "ipv4") if any(flow.family == f for flow in flows)]
             for index, family in enumerate(families or [""]):
                 of_family = [flow for flow in flows if flow.family == family]
