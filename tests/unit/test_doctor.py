@@ -72,23 +72,23 @@ def test_users_get_the_guest_even_on_an_able_kernel() -> None:
 
 
 def test_missing_programs_are_named_by_package_once() -> None:
-    verdict = judge(root=True, programs=programs("ip", "tc", "tshark"), host=kernel(), guest=None)
-    assert (verdict.labs, verdict.text) == ("none", "install iproute2 tshark")
+    verdict = judge(root=True, programs=programs("ip", "tc", "swanctl"), host=kernel(), guest=None)
+    assert (verdict.labs, verdict.text) == ("none", "install iproute2 strongswan-swanctl")
     no_guest = judge(root=True, programs=programs("linux.uml"), host=kernel("esp4"), guest=None)
     assert (no_guest.labs, no_guest.text) == ("none", "install user-mode-linux")
 
 
 def test_optional_programs_may_be_missing() -> None:
-    verdict = judge(root=True, programs=programs("nft", "swanctl"), host=kernel(), guest=None)
+    verdict = judge(root=True, programs=programs("nft", "tshark"), host=kernel(), guest=None)
     assert verdict.labs == "host"
 
 
 def test_program_closed_to_the_guests_user_matters_for_the_guest_only() -> None:
-    found = programs(closed="dumpcap")
+    found = programs(closed="charon-systemd")
     assert judge(root=True, programs=found, host=kernel(), guest=None).labs == "host"
     verdict = judge(root=True, programs=found, host=kernel("esp4"), guest=None)
     assert verdict.labs == "none"
-    assert "/bin/dumpcap" in verdict.text
+    assert "/bin/charon-systemd" in verdict.text
 
 
 def test_guest_that_does_not_start_is_told() -> None:
@@ -131,7 +131,7 @@ def test_table_shows_each_capability_and_program(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(doctor, "find_programs", lambda: programs("tshark"))
+    monkeypatch.setattr(doctor, "find_programs", lambda: programs("swanctl"))
     monkeypatch.setattr(doctor, "probe", lambda: kernel("esp4"))
     args = arguments("--kernel", "host")
     assert args.run(args) == 1
@@ -141,7 +141,7 @@ def test_table_shows_each_capability_and_program(
     for program in PROGRAMS:
         assert program.package in shown
     assert "missing  EOPNOTSUPP not there" in shown
-    assert "Verdict: install tshark" in shown
+    assert "Verdict: install strongswan-swanctl" in shown
 
 
 # -- the probes, on this kernel as this user
