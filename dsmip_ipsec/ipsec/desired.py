@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from dsmip_ipsec.ipsec.model import (
@@ -27,7 +26,9 @@ from dsmip_ipsec.ipsec.model import (
     Selector,
     Template,
 )
-from dsmip_ipsec.mobility.types import Binding
+from dsmip_ipsec.ipsec.peering import Peering, Role, outbound
+from dsmip_ipsec.ipsec.placement import place
+from dsmip_ipsec.mobility.types import Binding, OuterAddress
 from dsmip_ipsec.wire.ip import IPPROTO_MH
 
 # Our policies live in one priority band: the band is how we know them again after a crash, and
@@ -40,56 +41,21 @@ PRIORITY_BAND = range(55550, 55560)
 _ANYWHERE: dict[int, Network] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
-class Role(Enum):
-    MOBILE_NODE = "mobile_node"
-    HOME_AGENT = "home_agent"
-
-
-@dataclass(frozen=True, slots=True)
-class Reqids:
-    """The reqids of one mobile node's SAs; the same at both ends.
-
-    ``signalling``: what IKE negotiates for BU and BA (RFC 5555 §5.2.1), in transport mode, or,
-    behind a NAT, in tunnel mode for us to mirror (docs/decisions.md). ``mirror``: our mirrors,
-    told from IKE's own SAs by it. ``data``: the tunnel SAs of §5.2.2.
-    """
-
-    signalling: int
-    mirror: int
-    data: int
-
-    def __contains__(self, reqid: int) -> bool:
-        return reqid in (self.signalling, self.mirror, self.data)
-
-
-@dataclass(frozen=True, slots=True)
-class Peering:
-    """One mobile node and its home agent, as configured; ``role`` is this end's."""
-
-    role: Role
-    home_address: IPv6Address
-    ipv4_home_address: IPv4Address | None
-    home_agent: IPv6Address
-    home_agent_ipv4: IPv4Address
-    reqids: Reqids
-    protect_data: bool = True
-
-
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """``policies`` by their key, ``associations`` (beside those that IKE installs) by theirs."""
+    """``policies`` by their key; ``associations`` (beside those that IKE installs) by theirs;
+    ``placed``: where the data SAs that IKE installed have to be, if they are ours to move."""
 
     policies: tuple[Policy, ...] = ()
     associations: tuple[SecurityAssociation, ...] = ()
+    placed: tuple[SecurityAssociation, ...] = ()
 
     def __add__(self, other: DesiredState) -> DesiredState:
-        return DesiredState(self.policies + other.policies, self.associations + other.associations)
-
-
-def outbound(peering: Peering, association: SecurityAssociation) -> bool:
-    """Whether this end sends by ``association`` (the home agent's address tells the direction)."""
-    to_home_agent = association.destination in (peering.home_agent_ipv4, peering.home_agent)
-    return to_home_agent == (peering.role is Role.MOBILE_NODE)
+        return DesiredState(
+            self.policies + other.policies,
+            self.associations + other.associations,
+            self.placed + other.placed,
+        )
 
 
 def desired(
@@ -98,12 +64,14 @@ def desired(
     active: bool,
     binding: Binding | None,
     negotiated: Iterable[SecurityAssociation],
+    esp_care_of: OuterAddress | None = None,
 ) -> DesiredState:
     """Return what this end must have.
 
     ``active``: this end takes part in mobility for that peer (the MN is away from home; the HA
     has a signalling SA with it). ``negotiated``: the SAs of this peering that IKE has installed,
-    newest first; others are ignored.
+    newest first; others are ignored. ``esp_care_of``: where the mobile node's ESP was last heard
+    from, at the home agent (see ``placement``).
     """
     if not active and binding is None:
         return DesiredState()
@@ -112,15 +80,19 @@ def desired(
     mirrors = tuple(_mirror(peering, sa) for sa in signalling if sa.mode is Mode.TUNNEL)
     reqid = peering.reqids.mirror if mirrors else peering.reqids.signalling
     policies = _signalling_policies(peering, reqid if signalling else None)
+    placed: tuple[SecurityAssociation, ...] = ()
     # The HA intercepts payload only while a binding exists (RFC 6275 §10.4.1); the MN must not
     # send payload in clear at any time while it is away.
     if binding is not None or peering.role is Role.MOBILE_NODE:
         policies += _home_agent_policies(peering)
         if peering.protect_data:
             data = [sa for sa in associations if sa.reqid == peering.reqids.data]
+            if peering.moves_associations and binding is not None:
+                placed = tuple(place(peering, binding, sa, esp_care_of) for sa in data)
+                data = list(placed)
             sending = next((sa for sa in data if outbound(peering, sa)), None)
             policies += _payload_policies(peering, sending if binding is not None else None)
-    return DesiredState(tuple(policies), mirrors)
+    return DesiredState(tuple(policies), mirrors, placed)
 
 
 def _mirror(peering: Peering, negotiated: SecurityAssociation) -> SecurityAssociation:

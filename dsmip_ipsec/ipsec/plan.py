@@ -18,6 +18,7 @@ from dsmip_ipsec.wire.ip import IPPROTO_MH
 
 class Verb(Enum):
     ADD_ASSOCIATION = "add sa"
+    MOVE_ASSOCIATION = "move sa"
     DELETE_ASSOCIATION = "delete sa"
     ADD_POLICY = "add policy"
     UPDATE_POLICY = "update policy"
@@ -41,7 +42,8 @@ def plan(current: DesiredState, wanted: DesiredState) -> tuple[Operation, ...]:
     """Return the operations from ``current`` (what is ours in the kernel) to ``wanted``.
 
     Empty when they agree. Associations are compared by destination and SPI: their keys and
-    addresses never change under one SPI.
+    addresses never change under one SPI, unless they are ours to move (``placed``); those are
+    known by SPI and reqid, and one that the kernel hasn't got is left to IKE.
     """
     have_sas = {sa.key: sa for sa in current.associations}
     want_sas = {sa.key: sa for sa in wanted.associations}
@@ -54,6 +56,7 @@ def plan(current: DesiredState, wanted: DesiredState) -> tuple[Operation, ...]:
         (sa for key, sa in want_sas.items() if key not in have_sas),
         "IKE has negotiated it",
     )
+    operations += _moves(current.placed, wanted.placed)
     for key, policy in want.items():
         old = have.get(key)
         if old is None:
@@ -71,6 +74,31 @@ def plan(current: DesiredState, wanted: DesiredState) -> tuple[Operation, ...]:
         "IKE has deleted its origin",
     )
     return tuple(operations)
+
+
+def _moves(
+    current: Iterable[SecurityAssociation], wanted: Iterable[SecurityAssociation]
+) -> list[Operation]:
+    """Outbound and inbound together with the policies that follow: keys and replay state stay."""
+    have = {(sa.spi, sa.reqid): sa for sa in current}
+    operations = []
+    for sa in wanted:
+        old = have.get((sa.spi, sa.reqid))
+        if old is None or old == sa:
+            continue
+        changes = []
+        if (old.source, old.destination) != (sa.source, sa.destination):
+            changes.append("the mobile node is elsewhere")
+        if old.encapsulation != sa.encapsulation:
+            if sa.encapsulation is None:
+                changes.append("no NAT any more")
+            elif old.encapsulation is None:
+                changes.append("there is a NAT")
+            else:
+                changes.append("the NAT has another port")
+        reason = " and ".join(changes)
+        operations.append(Operation(Verb.MOVE_ASSOCIATION, sa, reason, "RFC 5555 §5.1"))
+    return operations
 
 
 def _associations(

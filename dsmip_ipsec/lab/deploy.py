@@ -24,7 +24,7 @@ from dsmip_ipsec.ike.inventory import (
 )
 from dsmip_ipsec.ike.pki import CertificateAuthority
 from dsmip_ipsec.ike.render import NodeFiles, write_node
-from dsmip_ipsec.ipsec.desired import Reqids
+from dsmip_ipsec.ipsec.peering import Reqids
 from dsmip_ipsec.lab.spec import Lab
 
 DOMAIN = "dsmip.example"  # RFC 2606 reserves it

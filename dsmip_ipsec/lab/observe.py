@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar
 
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ike.vici_types import IkeSa
-from dsmip_ipsec.ipsec.desired import PRIORITY_BAND, Reqids
+from dsmip_ipsec.ipsec.desired import PRIORITY_BAND
 from dsmip_ipsec.ipsec.model import Mode, SecurityAssociation
+from dsmip_ipsec.ipsec.peering import Reqids
 from dsmip_ipsec.kernel import translate
 from dsmip_ipsec.lab import record
 from dsmip_ipsec.lab.deploy import NodeDeployment

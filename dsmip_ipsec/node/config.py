@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dsmip_ipsec.errors import ConfigError
-from dsmip_ipsec.ipsec.desired import Peering, Reqids, Role
+from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
 
 
 class _Section(BaseModel):

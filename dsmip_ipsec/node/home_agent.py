@@ -10,8 +10,9 @@ from ipaddress import IPv4Interface, IPv6Address
 from typing import Any
 
 from dsmip_ipsec.errors import DsmipError
-from dsmip_ipsec.ipsec.desired import DesiredState, Peering, desired
+from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import SecurityAssociation
+from dsmip_ipsec.ipsec.peering import Peering
 from dsmip_ipsec.kernel.reconciler import Reconciler
 from dsmip_ipsec.kernel.routing import Routing
 from dsmip_ipsec.kernel.tun import TUN_NAME

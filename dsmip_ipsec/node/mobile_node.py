@@ -17,8 +17,9 @@ from typing import Any
 
 from dsmip_ipsec.errors import ConfigError, DsmipError, IkeError, MobilityError
 from dsmip_ipsec.ike.vici_driver import ViciDriver
-from dsmip_ipsec.ipsec.desired import DesiredState, desired, outbound
+from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import SecurityAssociation
+from dsmip_ipsec.ipsec.peering import outbound
 from dsmip_ipsec.kernel.reconciler import Reconciler
 from dsmip_ipsec.kernel.routing import Attachment, Routing
 from dsmip_ipsec.kernel.tun import TUN_NAME

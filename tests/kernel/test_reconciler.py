@@ -7,12 +7,14 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+from pathlib import Path
 
 import pytest
 from xfrm_netns import fresh_netns, ip
 
-from dsmip_ipsec.ipsec.desired import DesiredState, Peering, Reqids, Role, desired
+from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import SecurityAssociation
+from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
 from dsmip_ipsec.ipsec.plan import plan
 from dsmip_ipsec.kernel import translate
 from dsmip_ipsec.kernel.reconciler import LINGER_S, Reconciler, _request
@@ -276,3 +278,131 @@ async def test_a_thousand_moves_leave_no_more_than_one(bench: Bench) -> None:
             await bench.reconciler.reconcile()
     assert (len(bench.xfrm.dump_states()), len(bench.ours())) == counts
     assert sum(f"tmpl src {AGENT4} dst {NAT}" in text for text in bench.ours()) == 2
+
+
+# Without MOBIKE the data SAs are ours to move (RFC 5555 §5.1) ----------------------------------
+
+PLACES: dict[str, tuple[Binding, OuterAddress | None]] = {
+    "public": (replace(BINDING, care_of_address=PUBLIC, outer=OuterAddress(PUBLIC, 4191)), None),
+    "nat": (
+        replace(
+            BINDING,
+            care_of_address=IPv4Address("10.0.0.2"),
+            outer=OuterAddress(NAT, 40191),
+            nat_detected=True,
+            udp_encapsulation=True,
+        ),
+        None,
+    ),
+}
+PLACES["nat, ESP heard"] = (PLACES["nat"][0], OuterAddress(NAT, 41234))
+
+
+class Moving(Bench):
+    """A home agent that moves SAs itself."""
+
+    esp_care_of: OuterAddress | None = None
+
+    def go(self, place: str) -> None:
+        self.binding, self.esp_care_of = PLACES[place]
+
+    def wanted(self, negotiated: Sequence[SecurityAssociation]) -> DesiredState:
+        return desired(
+            replace(HA, moves_associations=True),
+            active=True,
+            binding=self.binding,
+            negotiated=negotiated,
+            esp_care_of=self.esp_care_of,
+        )
+
+    def data(self) -> dict[int, State]:
+        return {s.spi: s for s in self.xfrm.dump_states() if s.reqid == IDS.data}
+
+
+@pytest.fixture
+async def moving() -> AsyncIterator[Moving]:
+    bench = Moving()
+    yield bench
+    await bench.reconciler.close()
+    bench.xfrm.close()
+
+
+@pytest.mark.parametrize("old", PLACES)
+@pytest.mark.parametrize("new", PLACES)
+async def test_data_sas_move_and_keep_keys_and_replay_state(
+    moving: Moving, old: str, new: str
+) -> None:
+    moving.go(old)
+    moving.install(charon_states(NAT))
+    await moving.reconciler.open()
+    inbound, outbound = 0x2001, 0x2002
+    worn = moving.data()
+    for spi, counters in (
+        (inbound, Replay(window=64, seq=77, bitmap=(0xFFFF, 0), extended=True)),
+        (outbound, Replay(window=64, oseq=99, extended=True)),
+    ):
+        moving.xfrm.delete_state(worn[spi].id)
+        moving.xfrm.add_state(replace(worn[spi], replay=counters))
+    await moving.reconciler.reconcile()
+
+    moving.go(new)
+    await moving.reconciler.reconcile()
+
+    address = PLACES[new][0].outer
+    assert address is not None
+    now = moving.data()
+    assert set(now) == {inbound, outbound}
+    assert (now[inbound].source, now[inbound].destination) == (address.address, AGENT4)
+    assert (now[outbound].source, now[outbound].destination) == (AGENT4, address.address)
+    port = {"nat": 4500, "nat, ESP heard": 41234}.get(new)
+    assert now[outbound].encap == (Encap(4500, port) if port else None)
+    assert now[inbound].encap == (Encap(port, 4500) if port else None)
+    for spi, state in now.items():
+        assert state.aead == worn[spi].aead
+    assert now[inbound].replay.seq == 77
+    assert now[inbound].replay.bitmap[0] == 0xFFFF
+    assert 99 <= now[outbound].replay.oseq <= 99 + 64
+    templates = [t for t in moving.ours() if "dir out" in t and "mode tunnel" in t]
+    assert len(templates) == 2
+    assert all(f"tmpl src {AGENT4} dst {address.address}" in text for text in templates)
+    assert await moving.reconciler.reconcile() == ()
+
+
+async def test_what_charon_moves_back_is_moved_again(moving: Moving) -> None:
+    """docs/strongswan-notes.md: charon puts an SA that it finds back to where it thinks it is."""
+    moving.go("public")
+    moving.install(charon_states(NAT))
+    await moving.reconciler.open()
+    assert {s.encap for s in moving.data().values()} == {None}
+    state = moving.data()[0x2002]
+    moving.delete([state])
+    moving.install([replace(state, destination=NAT, encap=Encap(4500, 4500))])
+    await until(lambda: moving.data()[0x2002].destination == PUBLIC, "moved again")
+    assert moving.data()[0x2002].encap is None
+
+
+async def test_ten_thousand_handovers_leave_what_was_there(moving: Moving) -> None:
+    """The number of SAs, policies, file descriptors, and the memory."""
+    places = ["public", "nat"]
+    moving.go("nat")
+    moving.install(charon_states(NAT))
+    await moving.reconciler.open()
+
+    async def hand_over(count: int) -> None:
+        for number in range(count):
+            moving.go(places[number % 2])
+            await moving.reconciler.reconcile()
+
+    await hand_over(200)  # what is allocated once, is
+    before = _resources(moving)
+    await hand_over(10_000)
+    after = _resources(moving)
+    assert after[:3] == before[:3]
+    assert after[3] - before[3] < 2_000, "KiB of memory grown"
+
+
+def _resources(bench: Bench) -> tuple[int, int, int, int]:
+    """SAs, policies of ours, file descriptors, and KiB of resident memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    return len(bench.xfrm.dump_states()), len(bench.ours()), descriptors, pages * 4

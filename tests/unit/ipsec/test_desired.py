@@ -7,14 +7,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_network
 
 import pytest
 
-from dsmip_ipsec.ipsec.desired import (
-    PRIORITY_BAND,
-    DesiredState,
-    Peering,
-    Reqids,
-    Role,
-    desired,
-)
+from dsmip_ipsec.ipsec.desired import PRIORITY_BAND, DesiredState, desired
 from dsmip_ipsec.ipsec.model import (
     Action,
     Algorithm,
@@ -27,6 +20,7 @@ from dsmip_ipsec.ipsec.model import (
     SecurityAssociation,
     Selector,
 )
+from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
 from dsmip_ipsec.ipsec.plan import Operation, Verb, plan
 from dsmip_ipsec.mobility.types import Binding, OuterAddress
 

@@ -1,0 +1,55 @@
+"""One mobile node and its home agent, as configured: what desired state is computed for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
+
+from dsmip_ipsec.ipsec.model import SecurityAssociation
+
+
+class Role(Enum):
+    MOBILE_NODE = "mobile_node"
+    HOME_AGENT = "home_agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Reqids:
+    """The reqids of one mobile node's SAs; the same at both ends.
+
+    ``signalling``: what IKE negotiates for BU and BA (RFC 5555 §5.2.1), in transport mode, or,
+    behind a NAT, in tunnel mode for us to mirror (docs/decisions.md). ``mirror``: our mirrors,
+    told from IKE's own SAs by it. ``data``: the tunnel SAs of §5.2.2.
+    """
+
+    signalling: int
+    mirror: int
+    data: int
+
+    def __contains__(self, reqid: int) -> bool:
+        return reqid in (self.signalling, self.mirror, self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Peering:
+    """One mobile node and its home agent, as configured; ``role`` is this end's."""
+
+    role: Role
+    home_address: IPv6Address
+    ipv4_home_address: IPv4Address | None
+    home_agent: IPv6Address
+    home_agent_ipv4: IPv4Address
+    reqids: Reqids
+    protect_data: bool = True
+    moves_associations: bool = False
+    """Without MOBIKE, the data SAs are ours to move at a handover; with it we MUST NOT touch them
+    (RFC 5555 §5.1)."""
+    home_agent_behind_nat: bool = False
+    """RFC 5555 §1.3, scenario 3: ESP then needs UDP wherever the mobile node is."""
+
+
+def outbound(peering: Peering, association: SecurityAssociation) -> bool:
+    """Whether this end sends by ``association`` (the home agent's address tells the direction)."""
+    to_home_agent = association.destination in (peering.home_agent_ipv4, peering.home_agent)
+    return to_home_agent == (peering.role is Role.MOBILE_NODE)
