@@ -16,9 +16,19 @@ KERNEL_TESTS = Path(__file__).parent / "kernel"
 HOW = "Run it with: python -m dsmip_ipsec.lab.guest_pytest (in a guest kernel; needs no root)"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the golden files anew instead"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "as_root: says something about running as root; left out for other users"
+    )
+    config.addinivalue_line(
+        "markers",
+        "rfc(*sentences): shows these sentences of the RFCs (tests/conformance/rfc*.toml)",
     )
 
 

@@ -18,7 +18,9 @@ EXIT_INTERRUPTED = 130
 # module of the sub-command that was asked for is loaded.
 COMMANDS = {
     "lab": "dsmip_ipsec.cli.lab",
+    "plan": "dsmip_ipsec.cli.plan",
     "doctor": "dsmip_ipsec.cli.doctor",
+    "decode": "dsmip_ipsec.cli.decode",
     "mn": "dsmip_ipsec.cli.daemons",
     "ha": "dsmip_ipsec.cli.daemons",
 }

@@ -27,12 +27,14 @@ class Verb(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One change: ``subject`` as it is to be (or, deleted, as it was), and why."""
+    """One change: ``subject`` as it is to be (or, deleted, as it was), what it was ``before``
+    (updated or moved), and why."""
 
     verb: Verb
     subject: Policy | SecurityAssociation
     reason: str
     reference: str
+    before: Policy | SecurityAssociation | None = None
 
     def __str__(self) -> str:
         return f"{self.verb.value}: {self.subject} ({self.reason}; {self.reference})"
@@ -62,7 +64,7 @@ def plan(current: DesiredState, wanted: DesiredState) -> tuple[Operation, ...]:
         if old is None:
             operations.append(Operation(Verb.ADD_POLICY, policy, *_why(policy)))
         elif old != policy:
-            operations.append(Operation(Verb.UPDATE_POLICY, policy, *_why(policy)))
+            operations.append(Operation(Verb.UPDATE_POLICY, policy, *_why(policy), old))
     operations += [
         Operation(Verb.DELETE_POLICY, policy, "no longer wanted", _reference(policy))
         for key, policy in have.items()
@@ -97,7 +99,7 @@ def _moves(
             else:
                 changes.append("the NAT has another port")
         reason = " and ".join(changes)
-        operations.append(Operation(Verb.MOVE_ASSOCIATION, sa, reason, "RFC 5555 §5.1"))
+        operations.append(Operation(Verb.MOVE_ASSOCIATION, sa, reason, "RFC 5555 §5.1", old))
     return operations
 
 
