@@ -8,106 +8,68 @@ SAs, and our policies follow the SAs. In MOBIKE mode the SAs are charon's alone 
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from typing import Any
 
-from dsmip_ipsec.errors import ConfigError, DsmipError, IkeError, MobilityError
+from dsmip_ipsec.errors import ConfigError, IkeError, MobilityError
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import SecurityAssociation
 from dsmip_ipsec.ipsec.peering import outbound
-from dsmip_ipsec.kernel.reconciler import Reconciler
-from dsmip_ipsec.kernel.routing import Attachment, Routing
+from dsmip_ipsec.kernel.routing import Attachment
 from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.mobility.mobile_node import MobileNode
 from dsmip_ipsec.mobility.mobile_node_config import MobileNodeConfig as EngineConfig
-from dsmip_ipsec.mobility.types import (
-    Binding,
-    BindingChanged,
-    Event,
-    MobilityPacket,
-    Output,
-    SendMobility,
-)
+from dsmip_ipsec.mobility.types import Binding, BindingChanged, Output
 from dsmip_ipsec.node.config import MobileNodeConfig
-from dsmip_ipsec.node.control import ControlServer
+from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
-from dsmip_ipsec.node.signalling import MARK_MASK, MARK_PATTERN, SignallingPath
-from dsmip_ipsec.node.timer import DeadlineTimer
-
-log = logging.getLogger(__name__)
 
 
-class MobileNodeDaemon:
-    """Runs until :meth:`stop`; driven by its control socket's commands."""
+class MobileNodeDaemon(EngineDaemon):
+    """A mobile node; it moves when it is told to, by the command ``attach``."""
 
     def __init__(self, config: MobileNodeConfig) -> None:
         self._config = config
         self._peering = config.peering()
         self._driver = ViciDriver(config.ike.vici_socket)
+        home = self._peering.ipv4_home_address
         self._engine = MobileNode(
             EngineConfig(
                 home_address=self._peering.home_address,
                 home_agent=self._peering.home_agent,
                 home_agent_ipv4=self._peering.home_agent_ipv4,
-                ipv4_home_address=IPv4Interface(self._peering.ipv4_home_address)
-                if self._peering.ipv4_home_address is not None
-                else None,
+                ipv4_home_address=IPv4Interface(home) if home is not None else None,
                 lifetime=config.lifetime_s,
             ),
             secrets.randbits,
-        )
-        self._path = SignallingPath(
-            random_bits=secrets.randbits, accepts=self._accepts, on_message=self._on_message
-        )
-        self._reconciler = Reconciler(self._desired, (self._peering.reqids,))
-        self._routing = Routing()
-        self._timer = DeadlineTimer(self._engine.next_deadline, self._tick)
-        self._control = ControlServer(
-            config.control_socket,
-            {"attach": self._attach, "deregister": self._deregister, "status": self._status},
         )
         self._active = False
         self._binding: Binding | None = None
         self._binding_changed = asyncio.Event()
         self._attachment: Attachment | None = None
         self._moving = asyncio.Lock()
-
-    async def start(self) -> None:
-        """Set everything up. Raises DsmipError; nothing is left behind then."""
-        try:
-            await self._reconciler.open()
-            self._path.open()
-            await self._routing.open()
-            await self._routing.signalling(TUN_NAME, MARK_PATTERN, MARK_MASK)
-            await self._routing.home_addresses(TUN_NAME, self._home_addresses())
-            await self._control.start()
-        except DsmipError:
-            await self.stop()
-            raise
-
-    async def failed(self) -> None:
-        """Return when, and raise what, makes going on pointless (KernelError)."""
-        await self._reconciler.failed()
+        super().__init__(
+            self._engine,
+            (self._peering.reqids,),
+            config.control_socket,
+            {"attach": self._attach, "deregister": self._deregister},
+        )
 
     async def stop(self) -> None:
         """Take everything down: no policy, mirror, route or rule of ours is left."""
-        self._timer.cancel()
-        await self._control.stop()
         self._active, self._binding = False, None
-        await self._reconciler.close()
-        await self._routing.close()
-        self._path.close()
+        await super().stop()
+
+    async def _set_up(self) -> None:
+        await self._routing.home_addresses(TUN_NAME, self._home_addresses())
 
     def _home_addresses(self) -> list[IPv4Address | IPv6Address]:
         ipv4 = self._peering.ipv4_home_address
         return [self._peering.home_address, *([ipv4] if ipv4 is not None else [])]
-
-    # What the parts ask -----------------------------------------------------------------------
 
     def _desired(self, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
         return desired(
@@ -118,27 +80,19 @@ class MobileNodeDaemon:
         peering = self._peering
         return source == peering.home_agent and destination == peering.home_address
 
-    def _on_message(self, packet: MobilityPacket) -> None:
-        self._carry_out(self._engine.handle(packet, self._now()))
+    def _time_is_up(self, now: float) -> list[Output]:
+        return self._engine.tick(now)
 
-    def _tick(self) -> None:
-        self._carry_out(self._engine.tick(self._now()))
+    def _follow(self, change: BindingChanged) -> None:
+        self._binding = change.new
+        self._binding_changed.set()
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def _carry_out(self, outputs: Iterable[Output]) -> None:
-        for output in outputs:
-            if isinstance(output, SendMobility):
-                self._path.send(output)
-            elif isinstance(output, BindingChanged):
-                log.info("binding %s: %s", output.reason, output.new)
-                self._binding = output.new
-                self._binding_changed.set()
-                self._reconciler.trigger()
-            elif isinstance(output, Event):
-                log.info("%s %s", output.kind, dict(output.detail))
-        self._timer.rearm()
+    def _describe(self) -> dict[str, Any]:
+        binding = self._binding
+        return {
+            "bindings": [] if binding is None else [binding_dict(binding, seen=False)],
+            "attachment": self._attachment.interface if self._attachment is not None else "",
+        }
 
     # Commands ---------------------------------------------------------------------------------
 
@@ -266,12 +220,3 @@ class MobileNodeDaemon:
                 f"the home agent didn't acknowledge the deregistration within {limit:g} s",
                 hint="the binding expires there by its lifetime; look at the home agent's log",
             ) from error
-
-    async def _status(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {
-            "bindings": [binding_dict(self._binding, seen=False)]
-            if self._binding is not None
-            else [],
-            "attachment": self._attachment.interface if self._attachment is not None else "",
-            "counters": {**self._engine.counters, **self._path.counters},
-        }

@@ -1,0 +1,139 @@
+"""What the daemons of both roles have in common: an engine, and what carries out its outputs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import Any, Protocol
+
+from dsmip_ipsec.errors import DsmipError
+from dsmip_ipsec.ipsec.desired import DesiredState
+from dsmip_ipsec.ipsec.model import SecurityAssociation
+from dsmip_ipsec.ipsec.peering import Reqids
+from dsmip_ipsec.kernel.reconciler import Reconciler
+from dsmip_ipsec.kernel.routing import Routing
+from dsmip_ipsec.kernel.tun import TUN_NAME
+from dsmip_ipsec.mobility.types import (
+    BindingChanged,
+    Event,
+    MobilityPacket,
+    Output,
+    SendMobility,
+)
+from dsmip_ipsec.node.control import Command, ControlServer
+from dsmip_ipsec.node.signalling import MARK_MASK, MARK_PATTERN, SignallingPath
+from dsmip_ipsec.node.timer import DeadlineTimer
+
+log = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What both engines offer. Times are those of the event loop's clock."""
+
+    @property
+    def counters(self) -> Mapping[str, int]: ...
+    def handle(self, packet: MobilityPacket, now: float) -> list[Output]: ...
+    def next_deadline(self) -> float | None: ...
+
+
+class EngineDaemon(ABC):
+    """Runs until :meth:`stop`; driven by packets, time and its control socket's commands."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        reqids: tuple[Reqids, ...],
+        control_socket: Path,
+        commands: Mapping[str, Command],
+    ) -> None:
+        self._common_engine = engine
+        self._path = SignallingPath(
+            random_bits=secrets.randbits, accepts=self._accepts, on_message=self._on_message
+        )
+        self._reconciler = Reconciler(self._desired, reqids)
+        self._routing = Routing()
+        self._timer = DeadlineTimer(engine.next_deadline, self._expire)
+        self._control = ControlServer(control_socket, {**commands, "status": self._status})
+
+    async def start(self) -> None:
+        """Set everything up. Raises DsmipError; nothing is left behind then."""
+        try:
+            await self._reconciler.open()
+            self._path.open()
+            await self._routing.open()
+            await self._routing.signalling(TUN_NAME, MARK_PATTERN, MARK_MASK)
+            await self._set_up()
+            await self._control.start()
+        except DsmipError:
+            await self.stop()
+            raise
+
+    async def failed(self) -> None:
+        """Return when, and raise what, makes going on pointless (KernelError)."""
+        await self._reconciler.failed()
+
+    async def stop(self) -> None:
+        """Take everything down: no policy, mirror, route or rule of ours is left."""
+        self._timer.cancel()
+        await self._control.stop()
+        await self._reconciler.close()
+        await self._routing.close()
+        self._path.close()
+
+    # What a role adds --------------------------------------------------------------------------
+
+    @abstractmethod
+    async def _set_up(self) -> None:
+        """The role's own addresses and sockets, before commands are taken."""
+
+    @abstractmethod
+    def _desired(self, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
+        """What this end must have, for the reconciler."""
+
+    @abstractmethod
+    def _accepts(self, source: IPv6Address, destination: IPv6Address) -> bool:
+        """Whether a protected message between these may be a peer's."""
+
+    @abstractmethod
+    def _time_is_up(self, now: float) -> list[Output]:
+        """The engine's deadline has come."""
+
+    @abstractmethod
+    def _follow(self, change: BindingChanged) -> None:
+        """A binding changed; the reconciler is triggered afterwards."""
+
+    @abstractmethod
+    def _describe(self) -> dict[str, Any]:
+        """The role's part of the status."""
+
+    # The pump ------------------------------------------------------------------------------------
+
+    def _on_message(self, packet: MobilityPacket) -> None:
+        self._carry_out(self._common_engine.handle(packet, self._now()))
+
+    def _expire(self) -> None:
+        self._carry_out(self._time_is_up(self._now()))
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _carry_out(self, outputs: Iterable[Output]) -> None:
+        for output in outputs:
+            if isinstance(output, SendMobility):
+                self._path.send(output)
+            elif isinstance(output, BindingChanged):
+                log.info("binding %s: %s", output.reason, output.new or output.old)
+                self._follow(output)
+                self._reconciler.trigger()
+            elif isinstance(output, Event):
+                log.info("%s %s %s", output.kind, output.home_address or "", dict(output.detail))
+        self._timer.rearm()
+
+    async def _status(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        counters = {**self._common_engine.counters, **self._path.counters}
+        return {**self._describe(), "counters": counters}
