@@ -20,7 +20,6 @@ COMMANDS = {
     "lab": "dsmip_ipsec.cli.lab",
     "plan": "dsmip_ipsec.cli.plan",
     "doctor": "dsmip_ipsec.cli.doctor",
-    "decode": "dsmip_ipsec.cli.decode",
     "mn": "dsmip_ipsec.cli.daemons",
     "ha": "dsmip_ipsec.cli.daemons",
 }
