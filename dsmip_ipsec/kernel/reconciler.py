@@ -43,6 +43,8 @@ _ATTEMPTS = 5
 LINGER_S = 0.3
 # Sequence numbers left out when an SA is moved: more than can be sent between reading and adding.
 MOVE_SKIP = 64
+# A reconciliation this short needs no pause behind it.
+UNNOTICED_S = 0.05
 
 Associations = tuple[SecurityAssociation, ...]
 
@@ -67,6 +69,7 @@ class Reconciler:
         self._xfrm: XfrmSocket | None = None
         self._monitor: XfrmMonitor | None = None
         self._scheduled = False
+        self._spent = 0.0  # seconds that the last one in the background took
         self._live: dict[tuple[int, int], SecurityAssociation] = {}
         self._lingering: dict[tuple[int, int], tuple[SecurityAssociation, float]] = {}
         self._changed = asyncio.Condition()
@@ -109,10 +112,15 @@ class Reconciler:
         await self._failure
 
     def trigger(self) -> None:
-        """Reconcile soon: once, however often this is called before."""
+        """Reconcile soon: once, however often this is called before.
+
+        A reconciliation that takes long is followed by as long a pause: whatever there is to
+        reconcile, half of the time is left for answering mobile nodes.
+        """
         if not self._scheduled and self._xfrm is not None:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._background)
+            pause = self._spent if self._spent > UNNOTICED_S else 0.0
+            asyncio.get_running_loop().call_later(pause, self._background)
 
     async def reconcile(self, *, settled: bool = False) -> tuple[Operation, ...]:
         """Reconcile now; return what was done. ``settled``: IKE isn't moving anything, what is
@@ -149,8 +157,10 @@ class Reconciler:
         self._scheduled = False
         if self._xfrm is None:
             return
+        started = asyncio.get_running_loop().time()
         try:
             self._converge()
+            self._spent = asyncio.get_running_loop().time() - started
         except KernelError as error:
             if self._failure is not None and not self._failure.done():
                 self._failure.set_exception(error)

@@ -20,6 +20,7 @@ from dsmip_ipsec.kernel.routing import Routing
 from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.mobility.types import (
     BindingChanged,
+    ChangeReason,
     Event,
     MobilityPacket,
     Output,
@@ -105,7 +106,7 @@ class EngineDaemon(ABC):
 
     @abstractmethod
     def _follow(self, change: BindingChanged) -> None:
-        """A binding changed; the reconciler is triggered afterwards."""
+        """A binding changed; the reconciler is triggered afterwards, unless it is a refresh."""
 
     @abstractmethod
     def _describe(self) -> dict[str, Any]:
@@ -127,9 +128,11 @@ class EngineDaemon(ABC):
             if isinstance(output, SendMobility):
                 self._path.send(output)
             elif isinstance(output, BindingChanged):
-                log.info("binding %s: %s", output.reason, output.new or output.old)
                 self._follow(output)
-                self._reconciler.trigger()
+                # A mere refresh leaves IPsec as it is, and comes often: no line for it, either.
+                if output.reason is not ChangeReason.REFRESHED:
+                    log.info("binding %s: %s", output.reason, output.new or output.old)
+                    self._reconciler.trigger()
             elif isinstance(output, Event):
                 log.info("%s %s %s", output.kind, output.home_address or "", dict(output.detail))
         self._timer.rearm()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address, IPv6Address
@@ -41,7 +42,8 @@ class MobileNode:
         self.v4addr = IPv4Address("192.0.2.10") + index % 3
         self.ids = reqids(index)
         self.spi_up, self.spi_down = 0x1000 + index, 0x2000 + index
-        self.key_up, self.key_down = bytes([index + 1] * 20), bytes([index + 101] * 20)
+        self.key_up = hashlib.sha256(b"up %d" % index).digest()[:20]
+        self.key_down = hashlib.sha256(b"down %d" % index).digest()[:20]
         self._up = self._scapy(self.spi_up, self.key_up)
         self._down = self._scapy(self.spi_down, self.key_down)
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
