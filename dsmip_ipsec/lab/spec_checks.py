@@ -72,10 +72,16 @@ def check(lab: Lab, lines: TomlLines, path: Path | str) -> None:
 
 
 def _error(problems: Iterable[Problem], lines: TomlLines, path: Path | str) -> ConfigError:
-    placed = sorted(((lines.line_of(loc), reason, hint) for loc, reason, hint in problems))
+    # What is missing from the whole file has no line (0), and comes after what is wrong on one.
+    placed = sorted(
+        ((lines.line_of(loc), reason, hint) for loc, reason, hint in problems),
+        key=lambda problem: (problem[0] == 0, problem),
+    )
     line, reason, hint = placed[0]
     if len(placed) > 1:
-        others = "; ".join(f"line {other}: {text}" for other, text, _ in placed[1:6])
+        others = "; ".join(
+            f"line {other}: {text}" if other else text for other, text, _ in placed[1:6]
+        )
         hint = f"{hint}; then see {others}" if hint else f"then see {others}"
     return ConfigError(reason, path=path, line=line, hint=hint)
 
