@@ -15,7 +15,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables strongswan-swanctl \
             charon-systemd tshark tcpdump
 
-.PHONY: lab test test-unit test-kernel test-handover test-faults lint install packages clean
+.PHONY: lab test test-unit test-kernel test-handover test-faults bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -44,6 +44,10 @@ test-kernel: install
 
 test-faults: install
 	$(BIN)/pytest -q tests/lab/test_faults.py
+
+# Ratios of one run, judged by what the issues ask for; noisy on a busy machine.
+bench: install
+	$(BIN)/python tests/bench/bench_esp.py
 
 lint: install
 	$(BIN)/ruff check .

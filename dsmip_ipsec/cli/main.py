@@ -20,6 +20,7 @@ COMMANDS = {
     "lab": "dsmip_ipsec.cli.lab",
     "plan": "dsmip_ipsec.cli.plan",
     "doctor": "dsmip_ipsec.cli.doctor",
+    "decode": "dsmip_ipsec.cli.decode",
     "mn": "dsmip_ipsec.cli.daemons",
     "ha": "dsmip_ipsec.cli.daemons",
 }

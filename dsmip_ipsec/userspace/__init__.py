@@ -1,0 +1,1 @@
+"""IPsec in this process: for kernels without ESP, and for reading captures."""
