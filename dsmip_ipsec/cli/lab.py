@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dsmip_ipsec.errors import ConfigError, LabError
+from dsmip_ipsec.errors import ConfigError, GuestError, LabError
 
 # What a run leaves in DIR. A new run into the same DIR removes these, and nothing else.
 OUTPUT = ("record.json", "captures", "logs", "wireshark", "guest-console.log")
@@ -183,6 +183,13 @@ def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace) -> int:
         ]
         say = _progress()
         say("booting the guest kernel (User-Mode Linux)")
+        heard = "booting"
+
+        def show(line: str) -> None:
+            nonlocal heard
+            heard = line.strip() or heard
+            print(line, flush=True)
+
         status = run_in_guest_sync(
             command,
             share=share,
@@ -192,12 +199,19 @@ def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace) -> int:
                 **_terminal(),
             },
             deadline_s=_RUN_S,
-            on_line=lambda line: print(line, flush=True),
+            on_line=show,
             console_log=out / "guest-console.log",
         )
         if (share / "out").is_dir():
             collect_share(share / "out", out)
         return status
+    except GuestError as error:
+        # The guest can't say any more what it was doing; its last line can.
+        raise GuestError(
+            f"{error.message}; last heard from it: {heard}",
+            console_log=error.console_log,
+            hint=error.hint,
+        ) from error
     except OSError as error:
         raise LabError(
             f"can't prepare the guest's files: {error.strerror}", hint="is the disk full?"

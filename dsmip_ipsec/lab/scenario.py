@@ -118,6 +118,7 @@ class Scenario:
     async def _step(self, step: Step) -> None:
         """Raises DsmipError when the step can't be carried out, or not in time."""
         started = time.monotonic()
+        self._say(f"{step.name} …")
         try:
             async with asyncio.timeout(STEP_S):
                 done = await self.standing.processes.guard(self._carry_out(step))

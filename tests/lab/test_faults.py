@@ -149,6 +149,49 @@ def test_interrupted(tmp_path: Path, number: signal.Signals) -> None:
     assert_nothing_left()
 
 
+def _descendants(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        queue += children.get(queue.pop(), [])
+        found = [*found, *queue]
+    return sorted(set(found))
+
+
+def test_a_killed_guest_is_told_with_the_step(tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "dsmip_ipsec", "lab", "run", str(LABS / "nat-handover.toml")),
+        *("--kernel", "uml", "--out", str(tmp_path / "out")),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "move to the public network …" in line:
+                break
+        names = {p: Path(f"/proc/{p}/comm").read_text().strip() for p in _descendants(process.pid)}
+        guests = [p for p, name in names.items() if "linux" in name]
+        assert guests, names
+        killed = time.monotonic()
+        os.kill(min(guests), signal.SIGKILL)
+        rest = process.stdout.read()
+        assert process.wait(timeout=30) == 1
+    assert time.monotonic() - killed < 30
+    assert "error:" in rest
+    assert "move to the public network" in rest
+    assert "guest-console.log" in rest
+    assert "Traceback" not in rest
+    assert_nothing_left()
+
+
 def test_two_runs_at_once(tmp_path: Path) -> None:
     steps = ATTACH + BOUND + MOVE + BOUND + DEREGISTER + GONE
     path = lab(tmp_path, steps)
