@@ -6,16 +6,23 @@ from collections.abc import Sequence
 from ipaddress import IPv6Address
 
 from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig
+from dsmip_ipsec.mobility.ipv4_home import IPv4Grant
 from dsmip_ipsec.mobility.registration import Registration
 from dsmip_ipsec.mobility.types import Binding, IPAddress, OuterAddress, SendMobility
 from dsmip_ipsec.wire.mobility import (
+    LIFETIME_UNIT,
     BindingAck,
     BindingError,
     BindingRefreshRequest,
     BindingStatus,
     encode,
 )
-from dsmip_ipsec.wire.options import REFRESH_NOT_NEEDED, MobilityOption, NatDetection
+from dsmip_ipsec.wire.options import (
+    REFRESH_NOT_NEEDED,
+    BindingRefreshAdvice,
+    MobilityOption,
+    NatDetection,
+)
 
 
 def acknowledge(
@@ -67,6 +74,20 @@ def options_without_binding(
         return ()
     inside = registration.options.ipv4_care_of_address
     return (nat_detection(config, inside is not None and inside != outer.address, False),)
+
+
+def options_with_binding(
+    config: HomeAgentConfig, binding: Binding, grant: IPv4Grant
+) -> list[MobilityOption]:
+    """The options of an acknowledgement for ``binding``: IPv4 address acknowledgements, NAT
+    detection whenever the update came in UDP, and refresh advice below the lifetime (RFC 6275
+    §10.3.1: MUST be less)."""
+    options: list[MobilityOption] = list(grant.acknowledgements)
+    if binding.outer is not None:
+        options.append(nat_detection(config, binding.nat_detected, binding.force_udp))
+    if 0 < config.refresh_advice < binding.lifetime:
+        options.append(BindingRefreshAdvice(config.refresh_advice // LIFETIME_UNIT))
+    return options
 
 
 def refresh_request(config: HomeAgentConfig, binding: Binding) -> SendMobility:

@@ -133,6 +133,12 @@ class BindingCache:
         self._reschedule(key, entry, until)
         return old
 
+    def remove(self, home_address: IPv6Address) -> None:
+        """Forget a home address at once, tombstone and all."""
+        entry = self._entries.pop(int(home_address), None)
+        if entry is not None and entry.binding is not None:
+            self._forget(entry.binding)
+
     def expire(self, now: float) -> list[Binding]:
         """Remove what is due at ``now``. Returns the bindings among it, oldest deadline first."""
         expired: list[Binding] = []

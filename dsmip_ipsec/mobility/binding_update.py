@@ -5,15 +5,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 
 from dsmip_ipsec.mobility.binding_update_list import SentUpdate
 from dsmip_ipsec.mobility.constants import REFRESH_TIME_IGNORE
+from dsmip_ipsec.mobility.discovery import HomeAgentAddresses
 from dsmip_ipsec.mobility.ipv4_memory import IPv4Answer
 from dsmip_ipsec.mobility.mobile_node_config import MobileNodeConfig
 from dsmip_ipsec.mobility.types import Binding, OuterAddress, SendMobility
 from dsmip_ipsec.wire.ip import DSMIP_PORT
-from dsmip_ipsec.wire.mobility import LIFETIME_UNIT, BindingAck, BindingUpdate, encode
+from dsmip_ipsec.wire.mobility import (
+    LIFETIME_UNIT,
+    BindingAck,
+    BindingStatus,
+    BindingUpdate,
+    encode,
+)
 from dsmip_ipsec.wire.options import (
     REFRESH_NOT_NEEDED,
     AlternateCareOfAddress,
@@ -26,12 +34,15 @@ from dsmip_ipsec.wire.options import (
 )
 
 
-def build_update(config: MobileNodeConfig, request: SentUpdate) -> SendMobility:
+def build_update(
+    config: MobileNodeConfig, agent: HomeAgentAddresses, request: SentUpdate
+) -> SendMobility:
     """The binding update and the way it has to go.
 
     From an IPv4 care-of address: in UDP to the home agent's IPv4 address, the home address as
     the source (RFC 5555 §4.4.2). From an IPv6 one: natively, with home address option and
-    alternate care-of address (RFC 6275 §11.7.1). From home: the home address is both (§11.5.5).
+    alternate care-of address (RFC 6275 §11.7.1), or as the last resort in UDP too (RFC 5555
+    §4.1, §4.4.1). From home: the home address is both (RFC 6275 §11.5.5).
     """
     care_of = request.care_of_address
     options: list[MobilityOption] = []
@@ -58,13 +69,13 @@ def build_update(config: MobileNodeConfig, request: SentUpdate) -> SendMobility:
         force_udp=request.force_udp,
         options=tuple(options),
     )
-    home, agent = config.home_address, config.home_agent
-    raw = encode(update, home, agent)
-    if isinstance(care_of, IPv4Address):
-        return SendMobility(home, agent, raw, care_of, remote_of(config))
+    home = config.home_address
+    raw = encode(update, home, agent.address)
+    if isinstance(care_of, IPv4Address) or request.udp_over_ipv6:
+        return SendMobility(home, agent.address, raw, care_of, remote_of(agent, care_of.version))
     return SendMobility(
         care_of,
-        agent,
+        agent.address,
         raw,
         care_of,
         None,
@@ -72,10 +83,12 @@ def build_update(config: MobileNodeConfig, request: SentUpdate) -> SendMobility:
     )
 
 
-def remote_of(config: MobileNodeConfig) -> OuterAddress:
-    """Where binding updates in UDP go."""
-    assert config.home_agent_ipv4 is not None  # no IPv4 care-of address is taken without
-    return OuterAddress(config.home_agent_ipv4, DSMIP_PORT)
+def remote_of(agent: HomeAgentAddresses, version: int) -> OuterAddress:
+    """Where binding updates in UDP over IP ``version`` go."""
+    if version == 6:
+        return OuterAddress(agent.address, DSMIP_PORT)
+    assert agent.ipv4 is not None  # no IPv4 care-of address is taken without
+    return OuterAddress(agent.ipv4, DSMIP_PORT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,7 @@ def ack_options(acknowledgement: BindingAck) -> AckOptions:
 
 def binding_from_ack(
     config: MobileNodeConfig,
+    agent: HomeAgentAddresses,
     sent: SentUpdate,
     acknowledgement: BindingAck,
     options: AckOptions,
@@ -126,17 +140,17 @@ def binding_from_ack(
         refresh = nat_option.refresh_time or config.nat_refresh_time
     return Binding(
         home_address=config.home_address,
-        home_agent=config.home_agent,
+        home_agent=agent.address,
         care_of_address=sent.care_of_address,
         sequence=sent.sequence,
         lifetime=units * LIFETIME_UNIT,
         registered_at=sent.sent_at,
         expires_at=sent.sent_at + units * LIFETIME_UNIT,
-        home_agent_ipv4=config.home_agent_ipv4,
+        home_agent_ipv4=agent.ipv4,
         ipv4_home_address=ipv4.home_address,
         ipv4_prefixes=ipv4.prefixes,
         mobile_network_prefixes=config.mobile_network_prefixes,
-        outer=remote_of(config) if sent.over_udp else None,
+        outer=remote_of(agent, sent.care_of_address.version) if sent.over_udp else None,
         nat_detected=nat,
         udp_encapsulation=nat or forced,
         force_udp=forced,
@@ -144,3 +158,50 @@ def binding_from_ack(
         mobile_router=config.mobile_router,
         nat_refresh_time=refresh,
     )
+
+
+class Reaction(Enum):
+    """What a mobile node does about a refusal."""
+
+    REMOVED = "removed"  # there is no binding, which is what was asked for
+    WITHOUT_FORCE = "without force"  # the same again without the F flag
+    LATER = "later"  # another home agent if there is one, else the same again, slowly
+    OTHER_AGENT = "other agent"  # another home agent if there is one, else nothing
+    OTHER_AGENT_OR_NEVER = "other agent or never"  # the same; and if there is none, nothing ever
+    NEVER = "never"  # nothing, here or elsewhere
+    STOP = "stop"  # nothing
+
+
+_ROUTER = frozenset(
+    (
+        BindingStatus.MOBILE_ROUTER_OPERATION_NOT_PERMITTED,
+        BindingStatus.INVALID_PREFIX,
+        BindingStatus.NOT_AUTHORIZED_FOR_PREFIX,
+        BindingStatus.FORWARDING_SETUP_FAILED,
+    )
+)
+# RFC 3963 §5.4.1 and §5.4.2: "fatal errors", since no home agent should send them in this mode.
+_FATAL_IMPLICIT = frozenset((BindingStatus.INVALID_PREFIX, BindingStatus.NOT_AUTHORIZED_FOR_PREFIX))
+_FATAL_EXPLICIT = frozenset((BindingStatus.FORWARDING_SETUP_FAILED,))
+_PASSING = frozenset((BindingStatus.REASON_UNSPECIFIED, BindingStatus.INSUFFICIENT_RESOURCES))
+
+
+def reaction_to(status: int, sent: SentUpdate, config: MobileNodeConfig) -> Reaction:
+    """RFC 6275 §11.7.1 and §11.7.3, RFC 3963 §5.4, RFC 5555 §4.4.2, as one table.
+
+    Status 135 isn't here: it is no refusal, but a resynchronisation.
+    """
+    if sent.lifetime_units == 0:
+        if status == BindingStatus.NOT_HOME_AGENT_FOR_THIS_MOBILE_NODE:
+            return Reaction.REMOVED
+        return Reaction.LATER if status in _PASSING else Reaction.STOP
+    if status == BindingStatus.CANNOT_FORCE_UDP_ENCAPSULATION and sent.force_udp:
+        # RFC 5555 §4.4.2: "MAY resend the binding update without setting the F flag".
+        return Reaction.WITHOUT_FORCE
+    if status == BindingStatus.DUPLICATE_ADDRESS_DETECTION_FAILED:
+        # RFC 6275 §11.7.1: "MUST NOT attempt to re-use the same home address".
+        return Reaction.NEVER
+    if config.mobile_router and status in _ROUTER:
+        fatal = _FATAL_EXPLICIT if config.mobile_network_prefixes else _FATAL_IMPLICIT
+        return Reaction.NEVER if status in fatal else Reaction.OTHER_AGENT_OR_NEVER
+    return Reaction.LATER if status in _PASSING else Reaction.OTHER_AGENT

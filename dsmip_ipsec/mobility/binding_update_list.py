@@ -47,12 +47,13 @@ class SentUpdate:
     lifetime_units: int
     force_udp: bool
     ipv4_options: tuple[IPv4HomeAddress, ...]
+    udp_over_ipv6: bool = False
 
     @property
     def over_udp(self) -> bool:
         """RFC 5555 §4.2: "MUST always tunnel binding updates in UDP when located in an IPv4-only
-        network"."""
-        return self.care_of_address.version == 4
+        network"; over IPv6 only as the last resort of §4.4.1."""
+        return self.care_of_address.version == 4 or self.udp_over_ipv6
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,15 @@ class CareOfSelection:
     """IPv6 first; IPv4 after three unanswered binding updates; and then IPv4 first, in network
     after network, until the administrative domain is known to be another.
 
-    ``current`` is the care-of address to send from, None without any.
+    ``current`` is the care-of address to send from, None without any. ``ipv4_usable``: the IPv4
+    address of the home agent in use is known.
     """
 
-    __slots__ = ("_alternative", "_domain", "_fell_back", "_ipv4_usable", "current")
+    __slots__ = ("_alternative", "_domain", "_fell_back", "current", "ipv4_usable")
 
     def __init__(self, *, ipv4_usable: bool) -> None:
-        """``ipv4_usable``: the home agent's IPv4 address is known."""
         self.current: IPAddress | None = None
-        self._ipv4_usable = ipv4_usable
+        self.ipv4_usable = ipv4_usable
         self._alternative: IPv4Address | None = None
         self._domain = ""
         self._fell_back = False
@@ -35,7 +35,7 @@ class CareOfSelection:
 
         Raises :class:`MobilityError` when an address can't be used. Nothing has changed then.
         """
-        if not self._ipv4_usable:
+        if not self.ipv4_usable:
             alternative = None
         for candidate in (address, alternative):
             if candidate is not None:
@@ -53,9 +53,9 @@ class CareOfSelection:
         self.current = address
         self._alternative = None
 
-    def fall_back(self, attempts: int) -> bool:
+    def fall_back(self, attempts: int = IPV6_ATTEMPTS) -> bool:
         """Change to IPv4 if there is one and IPv6 had its ``attempts``. True if it changed."""
-        if self._alternative is None or attempts < IPV6_ATTEMPTS:
+        if self._alternative is None or not self.ipv4_usable or attempts < IPV6_ATTEMPTS:
             return False
         self.current, self._alternative = self._alternative, None
         self._fell_back = True
@@ -66,7 +66,7 @@ class CareOfSelection:
             raise MobilityError(
                 f"{address} can't be a care-of address", hint="give a unicast address of the link"
             )
-        if address.version == 4 and not self._ipv4_usable:
+        if address.version == 4 and not self.ipv4_usable:
             raise MobilityError(
                 f"the IPv4 care-of address {address} can't be used: "
                 "the home agent's IPv4 address isn't known",

@@ -42,3 +42,24 @@ REFRESH_FRACTION: Final = 0.75
 # Answers to malformed messages within a second (RFC 6275 §9.2 and §9.3.3 want them limited, the
 # number is ours).
 MAX_ERROR_RATE: Final = 10
+
+# RFC 6275 §12, of the mobile node's discoveries.
+DHAAD_RETRIES: Final = 4
+INITIAL_DHAAD_TIMEOUT: Final = 3.0
+INITIAL_SOLICIT_TIMER: Final = 3.0
+MAX_TOKEN_LIFETIME: Final = 210
+MAX_RR_BINDING_LIFETIME: Final = 420
+MAX_RO_FAILURE: Final = 3
+
+# RFC 6275 §12 and §13, of the home agent's prefix advertisements.
+PREFIX_ADV_RETRIES: Final = 3
+PREFIX_ADV_TIMEOUT: Final = 3.0
+MAX_MOB_PFX_ADV_INTERVAL: Final = 86_400
+MIN_MOB_PFX_ADV_INTERVAL: Final = 600
+
+# How long a home agent waits for its driver's duplicate address detection (the time is ours: a
+# good deal more than RFC 4862 needs; then the mobile node's next transmission starts another).
+DAD_ANSWER_TIMEOUT: Final = 10.0
+
+# IPv4 prefixes that one mobile node may be given from a pool (the number is ours).
+MAX_LEASED_IPV4_PREFIXES: Final = 4

@@ -1,115 +1,119 @@
 """The home agent's engine: binding updates in, binding acknowledgements and bindings out
 (RFC 6275 §9.5, §10.3; RFC 3963 §6; RFC 5555 §4.5, §5.1).
 
-A home address has one of three states in the binding cache, and this is all that moves it::
+A home address has one of four states, and this is all that moves it::
 
-    state       binding update (valid, authorised)      time
+    state       binding update (valid, authorised)      time, driver
     ---------   -------------------------------------   ---------------------------------
-    none        lifetime > 0 -> BOUND, status 0         -
+    none        lifetime > 0 -> TENTATIVE               -
                 lifetime = 0 -> none, status 133
+    TENTATIVE   lifetime > 0 -> TENTATIVE, replaced     address unique -> BOUND, status 0
+                lifetime = 0 -> none, status 133        duplicate -> none, status 134
+                                                        DAD_ANSWER_TIMEOUT over -> none
     BOUND       lifetime > 0 -> BOUND, status 0         lifetime over -> none
-                lifetime = 0 -> BURIED, status 0
-    BURIED      lifetime > 0 -> BOUND, status 0         MAX_DELETE_BCE_TIMEOUT over -> none
+                lifetime = 0 -> BURIED, status 0        prefix of the home link gone -> none
+    BURIED      lifetime > 0 -> TENTATIVE               MAX_DELETE_BCE_TIMEOUT over -> none
                 lifetime = 0 -> BURIED, status 0
 
-A binding update that is refused, whatever the reason, changes no binding.
+Without duplicate address detection TENTATIVE is passed at once. Status 1 takes the place of 0
+where the home prefix's lifetime wants it. A binding update that is refused, whatever the reason,
+changes no binding.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv6Address
 
 from dsmip_ipsec.mobility.acknowledgement import (
     acknowledge,
-    binding_error,
-    nat_detection,
+    options_with_binding,
     options_without_binding,
     refresh_request,
 )
-from dsmip_ipsec.mobility.binding_cache import BindingCache, BindingCacheEntry
+from dsmip_ipsec.mobility.binding_cache import BindingCacheEntry
 from dsmip_ipsec.mobility.binding_update_list import sequence_greater
-from dsmip_ipsec.mobility.constants import (
-    MAX_DELETE_BCE_TIMEOUT,
-    MAX_ERROR_RATE,
-    REFRESH_TIME_IGNORE,
-)
+from dsmip_ipsec.mobility.constants import MAX_DELETE_BCE_TIMEOUT
+from dsmip_ipsec.mobility.home_agent_bindings import HomeBindings
 from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig, Subscriber
-from dsmip_ipsec.mobility.ipv4_home import (
-    NO_GRANT,
-    IPv4Grant,
-    IPv4Pool,
-    grant_ipv4,
-)
+from dsmip_ipsec.mobility.home_agent_discovery import HomeAgentDiscovery
+from dsmip_ipsec.mobility.home_agent_errors import ErrorRate, answer_to
+from dsmip_ipsec.mobility.home_agents_list import HomeAgentAdvertisement
+from dsmip_ipsec.mobility.home_link import addresses_to_defend
+from dsmip_ipsec.mobility.home_link_types import DetectDuplicateAddress
+from dsmip_ipsec.mobility.home_prefixes import LinkPrefix
+from dsmip_ipsec.mobility.ipv4_home import IPv4Grant
 from dsmip_ipsec.mobility.registration import (
     Refusal,
     Registration,
     care_of_address_of,
+    check,
     is_routable_unicast,
-    mobile_network_prefixes_of,
     options_of,
+    other_registration,
 )
+from dsmip_ipsec.mobility.tentative import Tentative
 from dsmip_ipsec.mobility.types import (
     Binding,
-    BindingChanged,
-    ChangeReason,
     DropReason,
     Event,
     EventKind,
+    IcmpPacket,
     MobilityPacket,
     Output,
-    SendParameterProblem,
-    change_reason,
     drop_event,
 )
-from dsmip_ipsec.wire.errors import DecodeError, ParameterProblem, PrefixLengthError
+from dsmip_ipsec.wire.errors import DecodeError, PrefixLengthError
 from dsmip_ipsec.wire.mobility import (
     LIFETIME_UNIT,
     BindingStatus,
     BindingUpdate,
     UnknownMessage,
     decode,
-    refusal,
 )
-from dsmip_ipsec.wire.options import BindingRefreshAdvice, MobilityOption
+from dsmip_ipsec.wire.options import MobilityOption
 
 _ACCEPTED = BindingStatus.ACCEPTED
 _ANSWERED = {status.value: f"answered.{status.value}" for status in BindingStatus}
 
 
+def _zero(bits: int) -> int:
+    return 0
+
+
 class HomeAgent:
     """A home agent without input and output.
 
-    Hand in packets with :meth:`handle`, call :meth:`expire` at :meth:`next_deadline`, and do what
-    the outputs say, in their order: within one call the binding changes before its
-    acknowledgement is sent, so that what the mobile node sends next finds it in place.
+    Hand in Mobility Headers with :meth:`handle` and ICMPv6 with :meth:`handle_icmp`, tell it of
+    the home link (:meth:`set_prefixes`, :meth:`router_advertisement`), call :meth:`expire` at
+    :meth:`next_deadline`, and do what the outputs say, in their order: within one call the
+    binding changes before its acknowledgement is sent, so that what the mobile node sends next
+    finds it in place.
+
+    ``random_bits(n)`` gives an integer of n random bits. It spreads advertisements in time and
+    load over home agents; with its default nothing is spread.
 
     ``counters`` counts ``received.<message>``, ``dropped.<reason>`` (see :class:`DropReason`)
     and ``answered.<status>``.
     """
 
-    def __init__(self, config: HomeAgentConfig) -> None:
+    def __init__(self, config: HomeAgentConfig, random_bits: Callable[[int], int] = _zero) -> None:
         self.config = config
-        self.binding_cache = BindingCache()
         self.counters: Counter[str] = Counter()
-        static = (s.ipv4_home_address for s in config.subscribers.values())
-        reserved = {IPv4Address(address.ip) for address in static if address is not None}
-        if config.home_agent_ipv4 is not None:
-            reserved.add(config.home_agent_ipv4)
-        self.ipv4_pool = IPv4Pool(config.ipv4_pool, frozenset(reserved))
-        self._max_units = config.max_lifetime // LIFETIME_UNIT
-        self._errors_since = 0.0
-        self._errors = 0
+        self.discovery = HomeAgentDiscovery(config, random_bits)
+        self._bindings = HomeBindings(config, self.discovery)
+        self.binding_cache = self._bindings.cache
+        self.ipv4_pool = self._bindings.ipv4_pool
+        self.ipv4_prefix_pool = self._bindings.ipv4_prefix_pool
+        self._tentative = Tentative()
+        self._error_rate = ErrorRate()
 
     # --- the driver's side ---
 
     def handle(self, packet: MobilityPacket, now: float) -> list[Output]:
         """Take a received Mobility Header at time ``now``. Raises nothing, whatever it holds."""
-        outputs: list[Output] = []
-        deadline = self.binding_cache.next_deadline()
-        if deadline is not None and deadline <= now:
-            outputs += self.expire(now)
+        outputs = self._due(now)
         home_address = packet.home_address_option or packet.source
         # RFC 5555 §5: "the binding update message MUST be protected using ESP". Nothing else
         # that a home agent takes comes without it either.
@@ -136,19 +140,84 @@ class HomeAgent:
             return self._unknown_message(outputs, packet, message, now)
         return self._drop(outputs, packet, DropReason.UNEXPECTED_MESSAGE)
 
+    def handle_icmp(self, packet: IcmpPacket, now: float) -> list[Output]:
+        """Take a received ICMPv6 message at time ``now``: discovery of home agents and of
+        prefixes (RFC 6275 §10.5.1, §10.6.2). Raises nothing, whatever it holds."""
+        outputs = self._due(now)
+        answer = self.discovery.answer(packet, now)
+        if not isinstance(answer, DropReason) and not self._error_rate.allows(packet.source, now):
+            answer = DropReason.WRONG_SOURCE
+        if isinstance(answer, DropReason):
+            self.counters[f"dropped.{answer}"] += 1
+            home_address = packet.home_address_option or packet.source
+            outputs.append(drop_event(packet, home_address, answer))
+            return outputs
+        self.counters["answered.icmp"] += 1
+        outputs.append(answer)
+        return outputs
+
     def expire(self, now: float) -> list[Output]:
         """Remove the bindings whose lifetime is over at ``now`` (RFC 6275 §10.3.1: MUST be
-        deleted)."""
+        deleted), and send the prefix advertisements that are due."""
         outputs: list[Output] = []
-        for binding in self.binding_cache.expire(now):
-            self.ipv4_pool.release(binding.home_address)
-            self.counters["expired"] += 1
-            outputs.append(BindingChanged(binding, None, ChangeReason.EXPIRED))
+        self._tentative.expire(now)
+        expired = self._bindings.expire(outputs, now)
+        if expired:
+            self.counters["expired"] += expired
         return outputs
 
     def next_deadline(self) -> float | None:
         """When to call :meth:`expire`, None if there is nothing to wait for."""
-        return self.binding_cache.next_deadline()
+        deadline = self.binding_cache.next_deadline()
+        for other in (
+            self._tentative.next_deadline(),
+            self.discovery.advertising.next_deadline(),
+        ):
+            if other is not None and (deadline is None or other < deadline):
+                deadline = other
+        return deadline
+
+    def duplicate_address_result(
+        self, home_address: IPv6Address, duplicate: bool, now: float
+    ) -> list[Output]:
+        """What came of a :class:`DetectDuplicateAddress`. ``duplicate``: another node has one of
+        the addresses. Nothing happens when nobody waits for it any more."""
+        outputs = self._due(now)
+        registration = self._tentative.pop(home_address)
+        subscriber = self.config.subscribers.get(home_address)
+        if registration is None or subscriber is None:
+            return outputs
+        if not self.discovery.prefixes.is_at_home(home_address, now):  # no longer
+            return self._refuse(outputs, registration, BindingStatus.NOT_HOME_SUBNET)
+        if duplicate:
+            outputs.append(Event(EventKind.ADDRESS_IN_USE, home_address))
+            return self._refuse(
+                outputs, registration, BindingStatus.DUPLICATE_ADDRESS_DETECTION_FAILED
+            )
+        return self._register(outputs, registration, subscriber, None, now)
+
+    def set_prefixes(
+        self,
+        prefixes: Iterable[LinkPrefix],
+        now: float,
+        *,
+        managed: bool = False,
+        other: bool = False,
+    ) -> list[Output]:
+        """Put ``prefixes`` in place of the home link's (RFC 6275 §10.6.1: those that this and
+        other home agents advertise; ``managed`` and ``other`` are their M and O flags).
+
+        Bindings end with the validity of their prefix (§10.3.1), and mobile nodes will be told
+        (§10.6.2).
+        """
+        outputs = self._due(now)
+        change = self.discovery.change(prefixes, managed, other)
+        self._bindings.follow_prefixes(outputs, change, now)
+        return outputs
+
+    def router_advertisement(self, advertisement: HomeAgentAdvertisement, now: float) -> None:
+        """Take note of a home agent on the home link (RFC 6275 §10.5.1)."""
+        self.discovery.home_agents.learn(advertisement, now)
 
     def request_refresh(self, home_address: IPv6Address) -> list[Output]:
         """Ask a mobile node for a binding update (RFC 6275 §9.5.5). Nothing without a binding."""
@@ -179,15 +248,19 @@ class HomeAgent:
         if subscriber is None and not is_routable_unicast(home_address):
             return self._drop(outputs, packet, DropReason.HOME_ADDRESS_INVALID)
         if not update.home_registration:
-            return self._not_home_registration(outputs, registration, old)
+            other = other_registration(registration, old)
+            if isinstance(other, DropReason):
+                return self._drop(outputs, packet, other)
+            return self._refuse(outputs, registration, other)
         if options.nonce_indices:
             return self._drop(outputs, packet, DropReason.NONCE_INDICES)
-        if entry is not None and not sequence_greater(update.sequence, entry.sequence):
+        last = entry.sequence if entry is not None else self._tentative.sequence(home_address)
+        if last is not None and not sequence_greater(update.sequence, last):
             return self._refuse(
                 outputs,
                 registration,
                 BindingStatus.SEQUENCE_NUMBER_OUT_OF_WINDOW,
-                sequence=entry.sequence,
+                sequence=last,
             )
         care_of = care_of_address_of(registration)
         if isinstance(care_of, DropReason):
@@ -199,67 +272,48 @@ class HomeAgent:
             return self._refuse(outputs, registration, care_of.status)
         registration.care_of_address = care_of
 
-        if subscriber is None:
-            return self._refuse(outputs, registration, self._not_ours(home_address))
+        at_home = self.discovery.prefixes.is_at_home(home_address, now)
         # §10.3.2; RFC 3963 §6.2 for a care-of address that is the home address.
-        if update.lifetime == 0 or (care_of == home_address and update.mobile_router):
+        if subscriber is not None and (
+            update.lifetime == 0 or (care_of == home_address and update.mobile_router)
+        ):
             return self._deregister(outputs, registration, entry, now)
-        status = self._check(registration, subscriber, old, invalid_prefix)
-        if status is not None:
-            return self._refuse(outputs, registration, status)
-        return self._register(outputs, registration, subscriber, old, now)
-
-    def _not_home_registration(
-        self, outputs: list[Output], registration: Registration, old: Binding | None
-    ) -> list[Output]:
-        """H is clear: correspondent or MAP registration, neither of which we offer."""
-        update = registration.update
-        if update.mobile_router:  # RFC 3963 §6.2
-            status = BindingStatus.MOBILE_ROUTER_OPERATION_NOT_PERMITTED
-        elif old is not None:  # RFC 6275 §9.5.1
-            status = BindingStatus.REGISTRATION_TYPE_CHANGE_DISALLOWED
-        elif update.map_registration:  # RFC 5380: no MAP here; existing codes are to be used
+        status: BindingStatus | None
+        if not at_home:
+            status = BindingStatus.NOT_HOME_SUBNET
+        elif subscriber is None:
             status = BindingStatus.ADMINISTRATIVELY_PROHIBITED
+        elif invalid_prefix:
+            status = BindingStatus.REASON_UNSPECIFIED
+        elif old is None and self._full(home_address):
+            status = BindingStatus.INSUFFICIENT_RESOURCES
         else:
-            # RFC 6275 §9.5.1: without nonces and keys of ours it fails a test -> silence.
-            return self._drop(outputs, registration.packet, DropReason.NOT_HOME_REGISTRATION)
+            status = check(self.config, registration, subscriber, old)
+            if status is None:
+                if old is None and self.config.duplicate_address_detection:
+                    return self._detect_duplicate(outputs, registration, now)
+                return self._register(outputs, registration, subscriber, old, now)
         return self._refuse(outputs, registration, status)
 
-    def _not_ours(self, home_address: IPv6Address) -> BindingStatus:
-        prefixes = self.config.home_prefixes
-        if prefixes and not any(home_address in prefix for prefix in prefixes):
-            return BindingStatus.NOT_HOME_SUBNET
-        return BindingStatus.ADMINISTRATIVELY_PROHIBITED
+    def _full(self, home_address: IPv6Address) -> bool:
+        waiting = len(self._tentative)
+        if waiting and self._tentative.sequence(home_address) is not None:
+            waiting -= 1  # it has its place
+        return len(self.binding_cache) + waiting >= self.config.max_bindings
 
-    def _check(
-        self,
-        registration: Registration,
-        subscriber: Subscriber,
-        old: Binding | None,
-        invalid_prefix: bool,
-    ) -> BindingStatus | None:
-        """The status to refuse a registration with, or None."""
-        update = registration.update
-        config = self.config
-        if invalid_prefix:
-            return BindingStatus.REASON_UNSPECIFIED
-        if old is None and len(self.binding_cache) >= config.max_bindings:
-            return BindingStatus.INSUFFICIENT_RESOURCES
-        if registration.care_of_address == registration.home_address:
-            return BindingStatus.INVALID_CARE_OF_ADDRESS
-        if update.force_udp:
-            # RFC 5555 §4.5: "the home agent needs to determine whether it accepts forcing".
-            ipv6 = registration.care_of_address.version == 6
-            if not (config.accept_force_udp_ipv6 if ipv6 else config.accept_force_udp):
-                return BindingStatus.CANNOT_FORCE_UDP_ENCAPSULATION
-        if old is not None and old.mobile_router is not update.mobile_router:  # RFC 3963 §6.2
-            return BindingStatus.REGISTRATION_TYPE_CHANGE_DISALLOWED
-        if update.mobile_router:
-            prefixes = mobile_network_prefixes_of(registration, subscriber)
-            if isinstance(prefixes, BindingStatus):
-                return prefixes
-            registration.mobile_network_prefixes = prefixes
-        return None
+    def _detect_duplicate(
+        self, outputs: list[Output], registration: Registration, now: float
+    ) -> list[Output]:
+        """RFC 6275 §10.3.1: detection "before returning the Binding Acknowledgement"."""
+        home_address = registration.home_address
+        if self._tentative.put(registration, now):
+            addresses = addresses_to_defend(
+                home_address,
+                registration.update.link_local,
+                self.discovery.prefixes.prefix_length_of(home_address),
+            )
+            outputs.append(DetectDuplicateAddress(home_address, addresses))
+        return outputs
 
     def _register(
         self,
@@ -270,61 +324,16 @@ class HomeAgent:
         now: float,
     ) -> list[Output]:
         """RFC 6275 §10.3.1 from the point where everything is in order."""
-        update = registration.update
-        config = self.config
-        home_address = registration.home_address
-        outer = registration.packet.outer
-        care_of = registration.care_of_address
-        requests = registration.options.ipv4_home_addresses
-        grant = (
-            grant_ipv4(requests, home_address, subscriber, self.ipv4_pool) if requests else NO_GRANT
-        )
-        units = min(update.lifetime, self._max_units)
-        if grant.leased:  # RFC 5555 §2.5
-            units = min(units, config.ipv4_lease_time // LIFETIME_UNIT)
-        else:
-            self.ipv4_pool.release(home_address)
-        # RFC 5555 §4.2: the outer source against the care-of address in the update.
-        nat = outer is not None and outer.address != care_of
-        forced = outer is not None and (
-            update.force_udp or (config.force_udp and care_of.version == 4)
-        )
-        key_mobility = update.key_mobility and config.key_mobility
-        if old is not None:
-            # Equal objects are kept: it saves memory, and makes later comparisons short.
-            care_of = old.care_of_address if old.care_of_address == care_of else care_of
-            outer = old.outer if old.outer == outer else outer
-        new = Binding(
-            home_address,
-            config.home_agent_address,
-            care_of,
-            update.sequence,
-            units * LIFETIME_UNIT,
-            now,
-            now + units * LIFETIME_UNIT,
-            config.home_agent_ipv4,
-            grant.home_address,
-            grant.prefixes,
-            registration.mobile_network_prefixes,
-            outer,
-            nat,
-            nat or forced,
-            forced,
-            key_mobility,
-            update.mobile_router,
-            config.nat_refresh_time if nat else REFRESH_TIME_IGNORE,
-        )
-        self.binding_cache.put(new)
-        outputs.append(BindingChanged(old, new, change_reason(old, new)))
-        self._refused_ipv4(outputs, home_address, grant)
-        options: list[MobilityOption] = list(grant.acknowledgements)
-        if outer is not None:
-            options.append(nat_detection(config, nat, forced))
-        advice = config.refresh_advice // LIFETIME_UNIT
-        if 0 < advice < units:  # §10.3.1: MUST be less than the lifetime
-            options.append(BindingRefreshAdvice(advice))
+        new, grant, discover = self._bindings.establish(outputs, registration, subscriber, old, now)
+        self._refused_ipv4(outputs, registration.home_address, grant)
         self._answer(
-            outputs, registration, _ACCEPTED, update.sequence, units, options, key_mobility
+            outputs,
+            registration,
+            BindingStatus.ACCEPTED_PREFIX_DISCOVERY_NECESSARY if discover else _ACCEPTED,
+            new.sequence,
+            new.lifetime // LIFETIME_UNIT,
+            options_with_binding(self.config, new, grant),
+            new.key_mobility,
         )
         return outputs
 
@@ -336,16 +345,14 @@ class HomeAgent:
         now: float,
     ) -> list[Output]:
         """RFC 6275 §10.3.2: removes "all bindings for the mobile node" (RFC 5555 §4.4.2.1)."""
+        self._tentative.pop(registration.home_address)
         if entry is None:
             return self._refuse(
                 outputs, registration, BindingStatus.NOT_HOME_AGENT_FOR_THIS_MOBILE_NODE
             )
         update = registration.update
-        # A tombstone again: the acknowledgement was lost, the mobile node has asked once more.
-        old = self.binding_cache.bury(registration.home_address, now + MAX_DELETE_BCE_TIMEOUT)
-        if old is not None:
-            self.ipv4_pool.release(registration.home_address)
-            outputs.append(BindingChanged(old, None, ChangeReason.DEREGISTERED))
+        until = now + MAX_DELETE_BCE_TIMEOUT
+        self._bindings.bury(outputs, registration.home_address, until)
         key_mobility = update.key_mobility and self.config.key_mobility
         options = options_without_binding(self.config, registration)
         self._answer(outputs, registration, _ACCEPTED, update.sequence, 0, options, key_mobility)
@@ -425,29 +432,30 @@ class HomeAgent:
     ) -> list[Output]:
         """RFC 6275 §9.2."""
         self._drop(outputs, packet, DropReason.MALFORMED, error.message)
-        answer = refusal(error, packet.home_address_option)
-        if isinstance(answer, ParameterProblem) and self._may_answer_error(packet, now):
-            outputs.append(SendParameterProblem(packet, answer.code, answer.pointer))
-        return outputs
+        return self._answer_error(outputs, packet, error, now)
 
     def _unknown_message(
         self, outputs: list[Output], packet: MobilityPacket, message: UnknownMessage, now: float
     ) -> list[Output]:
         """RFC 6275 §9.2: a binding error with status 2, to the source address (§9.3.3)."""
         self._drop(outputs, packet, DropReason.UNKNOWN_MESSAGE, f"message type {message.mh_type}")
-        answer = refusal(message, packet.home_address_option)
-        if answer is None or isinstance(answer, ParameterProblem):
-            return outputs
-        if not self._may_answer_error(packet, now):
-            return outputs
-        outputs.append(binding_error(self.config, answer, packet.source, packet.outer))
+        return self._answer_error(outputs, packet, message, now)
+
+    def _answer_error(
+        self,
+        outputs: list[Output],
+        packet: MobilityPacket,
+        refused: DecodeError | UnknownMessage,
+        now: float,
+    ) -> list[Output]:
+        answer = answer_to(self.config, packet, refused)
+        if answer is not None and self._error_rate.allows(packet.source, now):
+            outputs.append(answer)
         return outputs
 
-    def _may_answer_error(self, packet: MobilityPacket, now: float) -> bool:
-        if not is_routable_unicast(packet.source):
-            return False
-        if now - self._errors_since >= 1.0:
-            self._errors_since = now
-            self._errors = 0
-        self._errors += 1
-        return self._errors <= MAX_ERROR_RATE
+    def _due(self, now: float) -> list[Output]:
+        """What time alone has brought about before something else happens at ``now``."""
+        deadline = self.next_deadline()
+        if deadline is not None and deadline <= now:
+            return self.expire(now)
+        return []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
 from dsmip_ipsec.mobility.home_agent_config import Subscriber
+from dsmip_ipsec.mobility.ipv4_prefix_pool import IPv4PrefixPool
 from dsmip_ipsec.wire.options import IPv4AckStatus, IPv4AddressAck, IPv4HomeAddress
 
 UNSPECIFIED_IPV4 = IPv4Address(0)
@@ -76,16 +77,136 @@ class IPv4Pool:
 class IPv4Grant:
     """What a binding update's IPv4 home address options came to.
 
-    ``leased``: the address is from the pool, so the lease bounds the binding's lifetime.
+    ``leased``: the address is from the pool, ``leased_prefixes``: those prefixes are. A lease
+    bounds the binding's lifetime.
     """
 
     home_address: IPv4Interface | None
     prefixes: tuple[IPv4Network, ...]
     acknowledgements: tuple[IPv4AddressAck, ...]
     leased: bool
+    leased_prefixes: tuple[IPv4Network, ...] = ()
 
 
 NO_GRANT = IPv4Grant(None, (), (), False)
+
+
+class _Granting:
+    """The options of one binding update, one after the other."""
+
+    def __init__(
+        self,
+        home_address: IPv6Address,
+        subscriber: Subscriber,
+        pool: IPv4Pool,
+        prefix_pool: IPv4PrefixPool,
+    ) -> None:
+        self.home_address = home_address
+        self.subscriber = subscriber
+        self.pool = pool
+        self.prefix_pool = prefix_pool
+        self.address: IPv4Interface | None = None
+        self.leased = False
+        self.prefixes: list[IPv4Network] = []
+        self.leased_prefixes: list[IPv4Network] = []
+        self.acknowledgements: list[IPv4AddressAck] = []
+
+    def serve(self, request: IPv4HomeAddress) -> None:
+        """Grant or refuse one option."""
+        address = request.address
+        static = self.subscriber.ipv4_home_address
+        if static is not None and address == static.ip:
+            self._give(static)
+        elif address == UNSPECIFIED_IPV4:
+            if request.prefix_request or request.prefix_len < 32:
+                self._new_prefix(request)
+            else:
+                self._new_address(request)
+        elif (lease := self.pool.lease(self.home_address)) is not None and lease.ip == address:
+            self.leased = True
+            self._give(lease)
+        elif not is_unicast_ipv4(address):
+            self._refuse(IPv4AckStatus.INVALID_IPV4_ADDRESS, address)
+        elif request.prefix_len < 32 or self._known_prefix(address, 32) is not None:
+            # A refresh names what it was given; §3.1.1: P "must be ignored" then.
+            known = self._known_prefix(address, request.prefix_len)
+            if known is None:
+                self._refuse(IPv4AckStatus.PREFIX_ALLOCATION_UNAUTHORIZED, address)
+            else:
+                self._give_prefix(known, address)
+        else:
+            self._refuse(IPv4AckStatus.INCORRECT_IPV4_HOME_ADDRESS, address)
+
+    def _new_address(self, request: IPv4HomeAddress) -> None:
+        offer = self.subscriber.ipv4_home_address
+        if offer is None and self.subscriber.dynamic_ipv4:
+            offer = self.pool.allocate(self.home_address)
+            self.leased = self.leased or offer is not None
+        if offer is None:
+            self._refuse(IPv4AckStatus.DYNAMIC_ASSIGNMENT_NOT_AVAILABLE, request.address)
+        else:
+            self._give(offer)
+
+    def _new_prefix(self, request: IPv4HomeAddress) -> None:
+        """RFC 5555 §4.5: "allocate a prefix with the requested length", and §3.2.1: or of
+        another, which then "overrides what the mobile node requested". Each request of one
+        update gets a prefix of its own; an earlier answer may have been lost, so what is leased
+        already comes first."""
+        wanted = request.prefix_len
+        own = [each for each in self.subscriber.ipv4_prefixes if each not in self.prefixes]
+        leased = [
+            each for each in self.prefix_pool.leases(self.home_address) if each not in self.prefixes
+        ]
+        choices = sorted(own, key=lambda each: each.prefixlen != wanted)
+        choices += sorted(leased, key=lambda each: each.prefixlen != wanted)
+        if choices:
+            self._give_prefix(choices[0])
+            return
+        if not self.subscriber.dynamic_ipv4_prefix:
+            if self.subscriber.ipv4_prefixes:  # the same again, rather than none
+                self._give_prefix(self.subscriber.ipv4_prefixes[0])
+            else:
+                self._refuse(IPv4AckStatus.PREFIX_ALLOCATION_UNAUTHORIZED, request.address)
+            return
+        new = self.prefix_pool.allocate(self.home_address, wanted)
+        if new is None:
+            # Authorised, but there is none: of the codes there are, 132 says that.
+            self._refuse(IPv4AckStatus.DYNAMIC_ASSIGNMENT_NOT_AVAILABLE, request.address)
+        else:
+            self._give_prefix(new)
+
+    def _known_prefix(self, address: IPv4Address, length: int) -> IPv4Network | None:
+        """The prefix that a refresh names: of exactly this length, with this address in it."""
+        for prefix in (
+            *self.subscriber.ipv4_prefixes,
+            *self.prefix_pool.leases(self.home_address),
+        ):
+            if prefix.prefixlen == length and address in prefix:
+                return prefix
+        return None
+
+    def _give(self, offer: IPv4Interface) -> None:
+        self.address = offer
+        length = offer.network.prefixlen
+        self.acknowledgements.append(
+            IPv4AddressAck(IPv4AckStatus.SUCCESS, length, IPv4Address(offer.ip))
+        )
+
+    def _give_prefix(self, prefix: IPv4Network, address: IPv4Address | None = None) -> None:
+        if prefix not in self.prefixes:
+            self.prefixes.append(prefix)
+            if prefix in self.prefix_pool.leases(self.home_address):
+                self.leased_prefixes.append(prefix)
+        self.acknowledgements.append(
+            IPv4AddressAck(
+                IPv4AckStatus.SUCCESS,
+                prefix.prefixlen,
+                prefix.network_address if address is None else address,
+            )
+        )
+
+    def _refuse(self, status: IPv4AckStatus, address: IPv4Address) -> None:
+        self.acknowledgements.append(IPv4AddressAck(status, 0, address))
 
 
 def grant_ipv4(
@@ -93,6 +214,7 @@ def grant_ipv4(
     home_address: IPv6Address,
     subscriber: Subscriber,
     pool: IPv4Pool,
+    prefix_pool: IPv4PrefixPool,
 ) -> IPv4Grant:
     """Check and serve the IPv4 home address options of one binding update (RFC 5555 §4.5).
 
@@ -100,87 +222,13 @@ def grant_ipv4(
     refuse the binding update: the IPv6 binding stands by itself. A home address has one IPv4
     home address at most, its static or its leased one, however often it is asked for.
     """
-    granted: IPv4Interface | None = None
-    leased = False
-    prefixes: list[IPv4Network] = []
-    acknowledgements: list[IPv4AddressAck] = []
+    granting = _Granting(home_address, subscriber, pool, prefix_pool)
     for request in requests:
-        address = request.address
-        static = subscriber.ipv4_home_address
-        offer: IPv4Interface | None = None
-        status = IPv4AckStatus.SUCCESS
-        if static is not None and address == static.ip:
-            offer = static
-        elif address == UNSPECIFIED_IPV4:
-            if request.prefix_request or request.prefix_len < 32:
-                prefix = _prefix_of_length(subscriber.ipv4_prefixes, request.prefix_len)
-                if prefix is None:
-                    status = IPv4AckStatus.PREFIX_ALLOCATION_UNAUTHORIZED
-                else:
-                    _grant_prefix(prefix, prefixes, acknowledgements)
-                    continue
-            else:
-                offer = static
-                if offer is None and subscriber.dynamic_ipv4:
-                    offer = pool.allocate(home_address)
-                    leased = leased or offer is not None
-                if offer is None:
-                    status = IPv4AckStatus.DYNAMIC_ASSIGNMENT_NOT_AVAILABLE
-        elif (lease := pool.lease(home_address)) is not None and lease.ip == address:
-            offer = lease
-            leased = True
-        elif not is_unicast_ipv4(address):
-            status = IPv4AckStatus.INVALID_IPV4_ADDRESS
-        elif request.prefix_len < 32:
-            # A refresh names what it was given; §3.1.1: P "must be ignored" then.
-            known = _prefix_with(subscriber.ipv4_prefixes, address, request.prefix_len)
-            if known is None:
-                status = IPv4AckStatus.PREFIX_ALLOCATION_UNAUTHORIZED
-            else:
-                _grant_prefix(known, prefixes, acknowledgements, address)
-                continue
-        else:
-            status = IPv4AckStatus.INCORRECT_IPV4_HOME_ADDRESS
-        if offer is None:
-            acknowledgements.append(IPv4AddressAck(status, 0, address))
-            continue
-        granted = offer
-        length = offer.network.prefixlen
-        acknowledgements.append(IPv4AddressAck(IPv4AckStatus.SUCCESS, length, offer.ip))
-    return IPv4Grant(granted, tuple(prefixes), tuple(acknowledgements), leased)
-
-
-def _grant_prefix(
-    prefix: IPv4Network,
-    prefixes: list[IPv4Network],
-    acknowledgements: list[IPv4AddressAck],
-    address: IPv4Address | None = None,
-) -> None:
-    if prefix not in prefixes:
-        prefixes.append(prefix)
-    acknowledgements.append(
-        IPv4AddressAck(
-            IPv4AckStatus.SUCCESS,
-            prefix.prefixlen,
-            prefix.network_address if address is None else address,
-        )
+        granting.serve(request)
+    return IPv4Grant(
+        granting.address,
+        tuple(granting.prefixes),
+        tuple(granting.acknowledgements),
+        granting.leased,
+        tuple(granting.leased_prefixes),
     )
-
-
-def _prefix_of_length(prefixes: Sequence[IPv4Network], length: int) -> IPv4Network | None:
-    """RFC 5555 §4.5: "allocate a prefix with the requested length", and §3.2.1: or of another,
-    which then "overrides what the mobile node requested"."""
-    for prefix in prefixes:
-        if prefix.prefixlen == length:
-            return prefix
-    return prefixes[0] if prefixes else None
-
-
-def _prefix_with(
-    prefixes: Sequence[IPv4Network], address: IPv4Address, length: int
-) -> IPv4Network | None:
-    """The prefix that a refresh names: of exactly this length, with this address in it."""
-    for prefix in prefixes:
-        if prefix.prefixlen == length and address in prefix:
-            return prefix
-    return None

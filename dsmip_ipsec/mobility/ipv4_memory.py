@@ -15,13 +15,15 @@ _ANY_IPV4 = IPv4Address(0)
 class IPv4Answer:
     """What a home agent granted in IPv4, and the acknowledgements that refuse.
 
-    ``given`` is False when there was no acknowledgement option at all.
+    ``given`` is False when there was no acknowledgement option at all. ``prefix_places`` says
+    which of the prefixes that were asked for each of ``prefixes`` is.
     """
 
     home_address: IPv4Interface | None
     prefixes: tuple[IPv4Network, ...]
     refused: tuple[IPv4AddressAck, ...]
     given: bool
+    prefix_places: tuple[int, ...] = ()
 
 
 class IPv4Memory:
@@ -30,14 +32,15 @@ class IPv4Memory:
     ``wanted``: the user wants IPv4. ``supported``: no home agent has left the options unanswered.
     """
 
-    __slots__ = ("_address", "_config", "_prefix", "supported", "wanted")
+    __slots__ = ("_address", "_config", "_prefixes", "supported", "wanted")
 
     def __init__(self, config: MobileNodeConfig) -> None:
         self._config = config
         self.wanted = True
         self.supported = True
         self._address: IPv4Interface | None = None  # dynamic, as allocated
-        self._prefix: IPv4Network | None = None
+        # What was allocated for each prefix that is asked for, in the order of the options.
+        self._prefixes: list[IPv4Network | None] = [None] * len(config.ipv4_prefix_lengths)
 
     def options(self) -> tuple[IPv4HomeAddress, ...]:
         """RFC 5555 §4.4.2: the static address, or the dynamic one once it is known, or 0.0.0.0;
@@ -52,11 +55,11 @@ class IPv4Memory:
             options.append(IPv4HomeAddress(length, False, IPv4Address(address.ip)))
         elif config.request_ipv4:
             options.append(IPv4HomeAddress(32, False, _ANY_IPV4))
-        prefix = self._prefix
-        if prefix is not None:
-            options.append(IPv4HomeAddress(prefix.prefixlen, False, prefix.network_address))
-        elif config.ipv4_prefix_length is not None:
-            options.append(IPv4HomeAddress(config.ipv4_prefix_length, True, _ANY_IPV4))
+        for length, prefix in zip(config.ipv4_prefix_lengths, self._prefixes, strict=True):
+            if prefix is not None:
+                options.append(IPv4HomeAddress(prefix.prefixlen, False, prefix.network_address))
+            else:
+                options.append(IPv4HomeAddress(length, True, _ANY_IPV4))
         return tuple(options)
 
     def read(
@@ -68,36 +71,42 @@ class IPv4Memory:
         address and prefix length in them override those that were requested)."""
         address: IPv4Interface | None = None
         prefixes: list[IPv4Network] = []
+        places: list[int] = []
+        first_prefix = 1 if self._config.wants_ipv4_address else 0  # as options() puts them
         refused: list[IPv4AddressAck] = []
         for place, acknowledgement in enumerate(acknowledgements[: len(requests)]):
             granted = (acknowledgement.address, acknowledgement.prefix_len)
             if not acknowledgement.accepted or not 1 <= acknowledgement.prefix_len <= 32:
                 # (Success with a length that is none is nothing that one could configure.)
                 refused.append(acknowledgement)
-            elif place == 0 and self._config.wants_ipv4_address:  # as options() puts them
+            elif place < first_prefix:
                 address = IPv4Interface(granted)
             else:
                 prefixes.append(IPv4Network(granted, strict=False))
-        return IPv4Answer(address, tuple(prefixes), tuple(refused), bool(acknowledgements))
+                places.append(place - first_prefix)
+        return IPv4Answer(
+            address, tuple(prefixes), tuple(refused), bool(acknowledgements), tuple(places)
+        )
 
     def learn(self, answer: IPv4Answer) -> bool:
         """Take note of ``answer``. True: something that was granted before is gone, and it is
         worth asking again at once."""
         if answer.home_address is not None and self._config.ipv4_home_address is None:
             self._address = answer.home_address
-        if answer.prefixes:
-            self._prefix = answer.prefixes[0]
+        for place, prefix in zip(answer.prefix_places, answer.prefixes, strict=True):
+            self._prefixes[place] = prefix
         again = False
         for refused in answer.refused:
             if self._address is not None and refused.address == self._address.ip:
                 self._address = None
                 again = True
-            if self._prefix is not None and refused.address == self._prefix.network_address:
-                self._prefix = None
-                again = True
+            for place, known in enumerate(self._prefixes):
+                if known is not None and refused.address == known.network_address:
+                    self._prefixes[place] = None
+                    again = True
         return again
 
     def forget(self) -> None:
         """A lease ends with its binding (RFC 5555 §2.5)."""
         self._address = None
-        self._prefix = None
+        self._prefixes = [None] * len(self._prefixes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Network
+from typing import Final
 
 from dsmip_ipsec.errors import MobilityError
 from dsmip_ipsec.mobility.constants import (
@@ -11,7 +12,11 @@ from dsmip_ipsec.mobility.constants import (
     MAX_LIFETIME_UNITS,
     NATKATIMEOUT,
 )
+from dsmip_ipsec.mobility.discovery import HomeAgentAddresses
 from dsmip_ipsec.wire.mobility import LIFETIME_UNIT
+
+# Each takes 8 octets of a binding update; a mobile node with more has another problem.
+MAX_PREFIXES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +24,17 @@ class MobileNodeConfig:
     """Configuration of :class:`~dsmip_ipsec.mobility.mobile_node.MobileNode`. Times in seconds.
 
     ``ipv4_home_address``: a static one. ``request_ipv4``: ask for a dynamic one instead.
-    ``ipv4_prefix_length``: ask for an IPv4 prefix of this length too (RFC 5555 §3.1.1, P).
+    ``ipv4_prefix_lengths``: ask for IPv4 prefixes of these lengths too (RFC 5555 §3.1.1, P).
     ``lifetime``: to ask for. ``key_mobility``: this node moves its IKE end points (K).
     ``mobile_router`` sets R; ``mobile_network_prefixes`` then is explicit mode, none implicit
     (RFC 3963 §5.2). ``link_local_compatible``: the L bit (RFC 6275 §11.7.1). ``force_udp``: ask
     for UDP encapsulation in IPv4 networks from the start (F). ``nat_refresh_time``: when the
     home agent suggests none. ``first_registration_timeout``: InitialBindackTimeoutFirstReg.
+
+    ``other_home_agents`` are tried in this order when ``home_agent`` refuses or doesn't answer.
+    ``home_prefix``: with it, home agents may be looked for by DHAAD (RFC 6275 §11.4.1), and
+    movement detection knows the home link. ``udp_over_ipv6``: UDP may be tried over IPv6, as the
+    last resort of RFC 5555 §4.4.1.
 
     Raises :class:`MobilityError` for values that the protocol can't express.
     """
@@ -34,7 +44,7 @@ class MobileNodeConfig:
     home_agent_ipv4: IPv4Address | None = None
     ipv4_home_address: IPv4Interface | None = None
     request_ipv4: bool = False
-    ipv4_prefix_length: int | None = None
+    ipv4_prefix_lengths: tuple[int, ...] = ()
     lifetime: int = 600
     key_mobility: bool = False
     mobile_router: bool = False
@@ -43,6 +53,9 @@ class MobileNodeConfig:
     force_udp: bool = False
     nat_refresh_time: int = NATKATIMEOUT
     first_registration_timeout: float = INITIAL_BINDACK_TIMEOUT_FIRST_REG
+    other_home_agents: tuple[HomeAgentAddresses, ...] = ()
+    home_prefix: IPv6Network | None = None
+    udp_over_ipv6: bool = False
 
     def __post_init__(self) -> None:
         longest = LIFETIME_UNIT * MAX_LIFETIME_UNITS
@@ -51,9 +64,17 @@ class MobileNodeConfig:
                 f"a binding lifetime of {self.lifetime} s",
                 hint=f"ask for {LIFETIME_UNIT} to {longest} s",
             )
-        if self.ipv4_prefix_length is not None and not 1 <= self.ipv4_prefix_length <= 32:
+        for length in self.ipv4_prefix_lengths:
+            if not 1 <= length <= 32:
+                raise MobilityError(f"an IPv4 prefix length of {length}", hint="ask for 1 to 32")
+        if len(self.ipv4_prefix_lengths) > MAX_PREFIXES:
             raise MobilityError(
-                f"an IPv4 prefix length of {self.ipv4_prefix_length}", hint="ask for 1 to 32"
+                f"{len(self.ipv4_prefix_lengths)} IPv4 prefixes", hint=f"ask for {MAX_PREFIXES}"
+            )
+        if self.home_prefix is not None and self.home_address not in self.home_prefix:
+            raise MobilityError(
+                f"the home address {self.home_address} isn't in the home prefix",
+                hint="give the prefix of the home link",
             )
         if self.nat_refresh_time <= 0 or self.first_registration_timeout <= 0:
             raise MobilityError(

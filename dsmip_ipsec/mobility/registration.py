@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
-from dsmip_ipsec.mobility.home_agent_config import Subscriber
+from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig, Subscriber
 from dsmip_ipsec.mobility.ipv4_home import is_unicast_ipv4
-from dsmip_ipsec.mobility.types import DropReason, IPAddress, MobilityPacket
+from dsmip_ipsec.mobility.types import Binding, DropReason, IPAddress, MobilityPacket
 from dsmip_ipsec.wire.mobility import BindingStatus, BindingUpdate
 from dsmip_ipsec.wire.options import (
     AlternateCareOfAddress,
@@ -104,6 +104,47 @@ def care_of_address_of(registration: Registration) -> IPAddress | DropReason | R
         ipv6 = packet.source
     # RFC 6275 §6.1.7: otherwise "MUST be silently discarded".
     return ipv6 if is_routable_unicast(ipv6) else DropReason.CARE_OF_ADDRESS_INVALID
+
+
+def other_registration(
+    registration: Registration, old: Binding | None
+) -> BindingStatus | DropReason:
+    """What to do with H clear: correspondent or MAP registration, neither of which we offer."""
+    update = registration.update
+    if update.mobile_router:  # RFC 3963 §6.2
+        return BindingStatus.MOBILE_ROUTER_OPERATION_NOT_PERMITTED
+    if old is not None:  # RFC 6275 §9.5.1
+        return BindingStatus.REGISTRATION_TYPE_CHANGE_DISALLOWED
+    if update.map_registration:  # RFC 5380 §6.2: no MAP here; existing codes are to be used
+        return BindingStatus.ADMINISTRATIVELY_PROHIBITED
+    # RFC 6275 §9.5.1: without nonces and keys of ours it fails a test -> silence.
+    return DropReason.NOT_HOME_REGISTRATION
+
+
+def check(
+    config: HomeAgentConfig,
+    registration: Registration,
+    subscriber: Subscriber,
+    old: Binding | None,
+) -> BindingStatus | None:
+    """The status to refuse a home registration with, None to accept it. Notes the mobile network
+    prefixes in ``registration``."""
+    update = registration.update
+    if registration.care_of_address == registration.home_address:
+        return BindingStatus.INVALID_CARE_OF_ADDRESS
+    if update.force_udp:
+        # RFC 5555 §4.5: "the home agent needs to determine whether it accepts forcing".
+        ipv6 = registration.care_of_address.version == 6
+        if not (config.accept_force_udp_ipv6 if ipv6 else config.accept_force_udp):
+            return BindingStatus.CANNOT_FORCE_UDP_ENCAPSULATION
+    if old is not None and old.mobile_router is not update.mobile_router:  # RFC 3963 §6.2
+        return BindingStatus.REGISTRATION_TYPE_CHANGE_DISALLOWED
+    if update.mobile_router:
+        prefixes = mobile_network_prefixes_of(registration, subscriber)
+        if isinstance(prefixes, BindingStatus):
+            return prefixes
+        registration.mobile_network_prefixes = prefixes
+    return None
 
 
 def mobile_network_prefixes_of(

@@ -59,6 +59,21 @@ class Retransmission:
         self.held_back = False
         self.due_at = now + self.timeout
 
+    def wait_until(self, due_at: float) -> None:
+        """What has to be sent may leave then, and not before."""
+        self.held_back = True
+        self.due_at = due_at
+
+    @property
+    def exhausted(self) -> bool:
+        """True when the back-off has reached MAX_BINDACK_TIMEOUT (RFC 6275 §11.7.1)."""
+        return self.timeout >= MAX_BINDACK_TIMEOUT
+
+    @property
+    def last_sent_at(self) -> float | None:
+        """When the last message left, None if none did yet."""
+        return self._recent[-1] if self._recent else None
+
     def back_off(self) -> None:
         """The answer didn't come: wait twice as long for the next, up to MAX_BINDACK_TIMEOUT."""
         self.timeout = min(2 * self.timeout, MAX_BINDACK_TIMEOUT)

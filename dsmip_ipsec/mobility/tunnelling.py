@@ -41,9 +41,7 @@ class TunnelFormat:
     UDP header, None without one, and None where another protocol than DSMIPv6 knows them: behind
     a NAT, the port of ESP in UDP at the mobile node's side is what IKEv2 sees (RFC 5555 §5.1).
 
-    Rules that hold for each format (RFC 5555 §4.1.1): the inner TTL or hop limit is decremented
-    once at encapsulation, UDP or not; DSCP is copied outwards (RFC 2983); ECN follows the
-    full-functionality option of RFC 3168 §9.1.1.
+    What holds of MTU, TTL, DSCP and ECN (RFC 5555 §4.1.1): :mod:`.tunnel_rules`.
     """
 
     headers: tuple[Header, ...]

@@ -20,6 +20,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import TypeAlias
 
 from dsmip_ipsec.mobility.constants import REFRESH_TIME_IGNORE
+from dsmip_ipsec.mobility.home_link_types import DetectDuplicateAddress, HomeLinkChanged
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 
@@ -110,7 +111,8 @@ class Binding:
     the mobile node the home agent's IPv4 address and the DSMIPv6 port; None when the binding
     update travelled natively over IPv6. ``udp_encapsulation`` says that data without ESP is put
     into UDP too (NAT detected, or forced: RFC 5555 §4.2); signalling in an IPv4 network always
-    is. ``nat_refresh_time`` is in seconds (0: no suggestion).
+    is. ``nat_refresh_time`` is in seconds (0: no suggestion). ``link_local`` (the L bit): the home
+    agent defends the link-local address with the same interface identifier, too.
 
     ``lifetime`` is the granted one in seconds, counted from ``registered_at`` (home agent: when
     the update was accepted; mobile node: when the acknowledged update was sent, RFC 6275
@@ -135,6 +137,7 @@ class Binding:
     key_mobility: bool = False
     mobile_router: bool = False
     nat_refresh_time: int = REFRESH_TIME_IGNORE
+    link_local: bool = False
 
     def same_path(self, other: Binding) -> bool:
         """True when packets take the same way under both bindings: a mere refresh."""
@@ -223,6 +226,16 @@ class EventKind(StrEnum):
     RETRANSMITTED = "retransmitted"
     PREFIX_DISCOVERY_NEEDED = "prefix_discovery_needed"  # status 1
     STATE_CHANGED = "state_changed"
+    HOME_ADDRESS_TAKEN = "home_address_taken"  # status 134: MUST NOT be used again
+    MOBILE_ROUTER_REFUSED = "mobile_router_refused"  # RFC 3963 §5.4: by every home agent
+    BINDING_ERROR = "binding_error"  # RFC 6275 §11.3.6
+    RETURNING_HOME = "returning_home"  # RFC 6275 §11.5.5: whether to do DAD
+    RETURNED_HOME = "returned_home"  # RFC 6275 §11.5.5: now multicast neighbour advertisements
+    LAST_RESORT_UDP = "last_resort_udp"  # RFC 5555 §4.4.1: UDP over IPv6 is tried
+    DISCOVERY_FAILED = "discovery_failed"  # nobody answered
+    CORRESPONDENT_DEREGISTERED = "correspondent_deregistered"  # RFC 5555 §5.1
+    CORRESPONDENT_GIVEN_UP = "correspondent_given_up"
+    ADDRESS_IN_USE = "address_in_use"  # home agent: status 134, DAD found another owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +248,10 @@ class Event:
 
 
 def drop_event(
-    packet: MobilityPacket, home_address: IPv6Address, reason: DropReason, detail: str = ""
+    packet: MobilityPacket | IcmpPacket,
+    home_address: IPv6Address,
+    reason: DropReason,
+    detail: str = "",
 ) -> Event:
     """The event of a packet that was discarded."""
     about: dict[str, str | int] = {"reason": str(reason), "source": str(packet.source)}
@@ -246,4 +262,102 @@ def drop_event(
     return Event(EventKind.PACKET_DROPPED, home_address, about)
 
 
-Output: TypeAlias = SendMobility | SendParameterProblem | BindingChanged | Event
+@dataclass(frozen=True, slots=True)
+class IcmpPacket:
+    """A received ICMPv6 message. Fields as in :class:`MobilityPacket`, checksum included in
+    ``message``; ``type2_routing`` is the home address of a type 2 routing header.
+
+    ``outer`` is set when the message came inside IPv4, its port 0 without UDP.
+    """
+
+    source: IPv6Address
+    destination: IPv6Address
+    message: bytes
+    outer: OuterAddress | None = None
+    home_address_option: IPv6Address | None = None
+    type2_routing: IPv6Address | None = None
+    protected: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SendIcmp:
+    """Send ``message``, a whole ICMPv6 message with its checksum; fields as in
+    :class:`SendMobility`.
+
+    ``remote`` set: the IPv6 packet travels inside IPv4 (RFC 5555 §2.2), in UDP if ``udp``; the
+    port of ``remote`` counts only then. ``protected``: through ESP (RFC 6275 §6.7), otherwise in
+    clear.
+    """
+
+    source: IPv6Address
+    destination: IPv6Address
+    message: bytes
+    local: IPAddress | None
+    remote: OuterAddress | None = None
+    udp: bool = False
+    home_address_option: IPv6Address | None = None
+    type2_routing: IPv6Address | None = None
+    protected: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SendTunnelled:
+    """Send a Mobility Header to a correspondent node through the tunnel to the home agent, as
+    payload of the home address ``source`` (RFC 6275 §11.6.3, RFC 5555 §5.1)."""
+
+    source: IPv6Address
+    destination: IPv6Address
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HomeAgentChanged:
+    """From here on the mobile node registers with ``new``: IKE and policies must follow before a
+    binding update can leave. A binding with ``old`` may still be in force."""
+
+    old: IPv6Address
+    new: IPv6Address
+    new_ipv4: IPv4Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class HomePrefix:
+    """A prefix of the home link (RFC 6275 §11.4.3). Lifetimes in seconds, None: infinite."""
+
+    prefix: IPv6Network
+    valid_lifetime: int | None
+    preferred_lifetime: int | None
+    on_link: bool = False
+    autonomous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HomePrefixesLearned:
+    """What a mobile prefix advertisement said: to be processed "as if they arrived in a Router
+    Advertisement on the mobile node's home link" (RFC 6275 §11.4.3)."""
+
+    prefixes: tuple[HomePrefix, ...]
+    managed: bool
+    other: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HomeAgentsDiscovered:
+    """Home agents that dynamic discovery found, the most preferred one first."""
+
+    home_agents: tuple[IPv6Address, ...]
+
+
+Output: TypeAlias = (
+    SendMobility
+    | SendParameterProblem
+    | BindingChanged
+    | Event
+    | SendIcmp
+    | SendTunnelled
+    | HomeAgentChanged
+    | HomePrefixesLearned
+    | HomeAgentsDiscovered
+    | HomeLinkChanged
+    | DetectDuplicateAddress
+)

@@ -27,6 +27,7 @@ def home(number: int) -> IPv6Address:
     return IPv6Address(int(HOME) + number)
 
 
+@pytest.mark.rfc("5555-4.5-2", "5555-2.3.2.1-4", "6275-8.4-1", "6275-10.1-1")
 def test_both_indexes_follow_replacement_and_removal() -> None:
     cache = BindingCache()
     other = IPv4Interface("192.0.2.11/32")
@@ -104,6 +105,7 @@ def test_useless_heap_items_vanish_in_passing() -> None:
     assert len(cache._heap) == 1
 
 
+@pytest.mark.rfc("6275-10.3.1-20", "6275-10.3.1-13")
 def test_expiry_agrees_with_a_list_that_is_searched() -> None:
     """The heap against the obvious, over thousands of random steps."""
     rng = random.Random(11)

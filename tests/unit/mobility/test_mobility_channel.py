@@ -1,20 +1,31 @@
-"""Mobile node and home agent back to back over a bad network: whatever happens, once the network
+"""Mobile node and home agents back to back over a bad network: whatever happens, once the network
 is good again they agree on one binding, or on none.
 
-The network loses, duplicates, delays and so reorders; its NAT forgets mappings; the home agent
-restarts; the mobile node moves, detaches, deregisters and changes its mind.
+The network loses, duplicates, delays and so reorders; its NAT forgets mappings; it lets only UDP
+through, or no IPv6 at all; home agents restart and fall silent; the mobile node moves, detaches,
+deregisters and changes its mind, asks for prefixes, and has a correspondent node.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from mobility_samples import AGENT, AGENT_IPV4, CARE_OF, HOME, HOME_IPV4, PRIVATE, PUBLIC
+from hypothesis.stateful import initialize, invariant, precondition, rule
+from mobile_node_network import (
+    AGENTS,
+    CORRESPONDENT,
+    HOME_LINK,
+    LIFETIME,
+    NETWORKS,
+    ONE_WAY,
+    PRIVATE_NETWORK,
+    SECOND_AGENT,
+    Network,
+)
+from mobility_samples import AGENT, AGENT_IPV4, HOME, HOME_IPV4
 
 from dsmip_ipsec.mobility.home_agent import HomeAgent
 from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig, Subscriber
@@ -22,75 +33,56 @@ from dsmip_ipsec.mobility.mobile_node import MobileNode
 from dsmip_ipsec.mobility.mobile_node_config import MobileNodeConfig
 from dsmip_ipsec.mobility.mobile_node_states import State
 from dsmip_ipsec.mobility.types import (
-    Binding,
     BindingChanged,
-    IPAddress,
+    IcmpPacket,
     MobilityPacket,
     OuterAddress,
-    Output,
+    SendIcmp,
     SendMobility,
 )
-
-LIFETIME = 120
-ONE_WAY = 0.02
-# When the copies of a packet arrive. None lives longer than the home agent remembers a
-# deregistration: ten seconds (RFC 6275 §10.3.2).
-FATES = st.sampled_from(
-    [(ONE_WAY,), (ONE_WAY,), (ONE_WAY,), (), (), (0.4,), (2.5,), (8.0,), (ONE_WAY, 0.4), (0.4, 2.5)]
-)
-SECOND_PRIVATE = IPv4Address("10.77.0.3")
-SECOND_CARE_OF = IPv6Address("2001:db8:3::7")
-NETWORKS: dict[str, tuple[IPAddress, IPv4Address | None]] = {
-    "nat": (PRIVATE, None),
-    "other nat": (SECOND_PRIVATE, None),
-    "public": (PUBLIC, None),
-    "ipv6": (CARE_OF, None),
-    "dual": (SECOND_CARE_OF, PRIVATE),
-}
-PRIVATE_NETWORK = IPv4Network("10.0.0.0/8")
+from dsmip_ipsec.wire.mobility import BindingUpdate, HomeTest, HomeTestInit, decode, encode
 
 
-@dataclass(order=True)
-class InFlight:
-    due: float
-    number: int
-    to_agent: bool = field(compare=False)
-    sent: SendMobility = field(compare=False)
-    outer: OuterAddress | None = field(compare=False)
-
-
-class BadNetwork(RuleBasedStateMachine):
-    """The network, with both engines at its ends."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-        self.good = False
-        self.data: st.DataObject | None = None
-        self.in_flight: list[InFlight] = []
-        self.count = 0
-        self.reachable: list[IPAddress] = []  # newest last; the one before still receives
-        self.mapping = 1024
-        self.ipv6_works = True
-        self.sent_at: list[float] = []
-        self.node_binding: Binding | None = None
-        self.agent_binding: Binding | None = None
+class BadNetwork(Network):
+    """What may happen to the network, and to the engines at its ends."""
 
     @initialize(
-        accept_force=st.booleans(), force=st.booleans(), dynamic=st.booleans(), seed=st.integers(0)
+        accept_force=st.booleans(),
+        force=st.booleans(),
+        dynamic=st.booleans(),
+        udp_over_ipv6=st.booleans(),
+        several=st.booleans(),
+        seed=st.integers(0),
     )
-    def start(self, accept_force: bool, force: bool, dynamic: bool, seed: int) -> None:
-        self.agent_config = HomeAgentConfig(
-            AGENT,
-            AGENT_IPV4,
-            {HOME: Subscriber(None if dynamic else HOME_IPV4)},
-            max_lifetime=100,
-            nat_refresh_time=30,
-            accept_force_udp=accept_force,
-            key_mobility=True,
-            ipv4_pool=(IPv4Network("192.0.2.128/29"),),
-        )
-        self.agent = HomeAgent(self.agent_config)
+    def start(
+        self,
+        accept_force: bool,
+        force: bool,
+        dynamic: bool,
+        udp_over_ipv6: bool,
+        several: bool,
+        seed: int,
+    ) -> None:
+        self.random_bits = random.Random(seed).getrandbits
+        self.configs = {
+            address: HomeAgentConfig(
+                address,
+                ipv4,
+                {HOME: Subscriber(None if dynamic else HOME_IPV4)},
+                home_prefixes=(HOME_LINK,),
+                max_lifetime=100,
+                nat_refresh_time=30,
+                accept_force_udp=accept_force,
+                accept_force_udp_ipv6=accept_force,
+                key_mobility=True,
+                ipv4_pool=(IPv4Network("192.0.2.128/29"),),
+            )
+            for address, ipv4 in AGENTS.items()
+        }
+        self.agents = {
+            address: HomeAgent(config, self.random_bits) for address, config in self.configs.items()
+        }
+        self.agent_bindings = dict.fromkeys(AGENTS)
         config = MobileNodeConfig(
             HOME,
             AGENT,
@@ -100,103 +92,11 @@ class BadNetwork(RuleBasedStateMachine):
             lifetime=LIFETIME,
             force_udp=force,
             key_mobility=True,
+            other_home_agents=(SECOND_AGENT,) if several else (),
+            home_prefix=HOME_LINK,
+            udp_over_ipv6=udp_over_ipv6,
         )
-        self.node = MobileNode(config, random.Random(seed).getrandbits)
-
-    # --- the network ---
-
-    def outer_of(self, local: IPAddress) -> OuterAddress:
-        assert isinstance(local, IPv4Address)
-        if local in PRIVATE_NETWORK:
-            return OuterAddress(IPv4Address("203.0.113.7"), self.mapping)
-        return OuterAddress(local, 4191)
-
-    def send(self, outputs: list[Output], *, to_agent: bool) -> None:
-        for output in outputs:
-            if isinstance(output, BindingChanged):
-                self.follow(output, at_agent=not to_agent)
-            if not isinstance(output, SendMobility):
-                continue
-            if to_agent:
-                self.sent_at.append(self.now)
-                assert output.local == self.node.care_of_address
-            outer = None
-            if output.remote is not None:
-                if to_agent:
-                    assert output.remote == OuterAddress(AGENT_IPV4, 4191)
-                    assert output.local is not None
-                    outer = self.outer_of(output.local)
-                else:
-                    outer = OuterAddress(AGENT_IPV4, 4191)
-            elif not self.ipv6_works:
-                continue
-            delays: tuple[float, ...] = (ONE_WAY,)
-            if not self.good:
-                assert self.data is not None
-                delays = self.data.draw(FATES)
-            for delay in delays:
-                self.count += 1
-                self.in_flight.append(
-                    InFlight(self.now + delay, self.count, to_agent, output, outer)
-                )
-
-    def follow(self, change: BindingChanged, *, at_agent: bool) -> None:
-        """Changes must form a chain: who follows them always knows the binding in force."""
-        if at_agent:
-            assert change.old == self.agent_binding
-            self.agent_binding = change.new
-        else:
-            assert change.old == self.node_binding
-            self.node_binding = change.new
-
-    def arrives(self, packet: InFlight) -> bool:
-        if packet.to_agent:
-            return True
-        here = self.reachable[-2:]
-        if packet.sent.remote is None:
-            return packet.sent.destination in here
-        return any(
-            isinstance(local, IPv4Address) and self.outer_of(local) == packet.sent.remote
-            for local in here
-        )
-
-    def deliver(self, packet: InFlight) -> None:
-        if not self.arrives(packet):
-            return
-        sent = packet.sent
-        received = MobilityPacket(
-            sent.source, sent.destination, sent.message, packet.outer, sent.home_address_option
-        )
-        if packet.to_agent:
-            self.send(self.agent.handle(received, self.now), to_agent=False)
-        else:
-            self.send(self.node.handle(received, self.now), to_agent=True)
-
-    def run_until(self, end: float) -> None:
-        for _ in range(5000):
-            self.in_flight.sort()
-            times = [packet.due for packet in self.in_flight[:1]]
-            times += [
-                each
-                for each in (self.node.next_deadline(), self.agent.next_deadline())
-                if each is not None
-            ]
-            next_ = min(times, default=end)
-            if next_ > end:
-                break
-            self.now = max(self.now, next_)
-            if self.in_flight and self.in_flight[0].due <= self.now:
-                self.deliver(self.in_flight.pop(0))
-                continue
-            self.send(self.node.tick(self.now), to_agent=True)
-            self.send(self.agent.expire(self.now), to_agent=False)
-            for deadline in (self.node.next_deadline(), self.agent.next_deadline()):
-                assert deadline is None or deadline > self.now, "a deadline that never passes"
-            if not times:
-                break
-        else:
-            raise AssertionError("the engines never come to rest")
-        self.now = end
+        self.node = MobileNode(config, self.random_bits)
 
     # --- what may happen ---
 
@@ -206,7 +106,7 @@ class BadNetwork(RuleBasedStateMachine):
         care_of, alternative = NETWORKS[where]
         self.reachable += [care_of] if alternative is None else [alternative, care_of]
         outputs = self.node.attach(care_of, self.now, ipv4_alternative=alternative)
-        self.send(outputs, to_agent=True)
+        self.send(outputs)
 
     @rule()
     def detach(self) -> None:
@@ -217,14 +117,13 @@ class BadNetwork(RuleBasedStateMachine):
     @precondition(lambda self: self.node.state is not State.DETACHED)
     def deregister(self, data: st.DataObject) -> None:
         self.data = data
-        self.send(self.node.deregister(self.now), to_agent=True)
+        self.send(self.node.deregister(self.now))
 
     @rule(data=st.data())
     def return_home(self, data: st.DataObject) -> None:
         self.data = data
         self.reachable.append(HOME)
-        if self.node.state is not State.IDLE:
-            self.send(self.node.deregister(self.now, at_home=True), to_agent=True)
+        self.send(self.node.deregister(self.now, at_home=True))
 
     @rule(data=st.data())
     @precondition(
@@ -232,35 +131,89 @@ class BadNetwork(RuleBasedStateMachine):
     )
     def refresh(self, data: st.DataObject) -> None:
         self.data = data
-        self.send(self.node.refresh(self.now), to_agent=True)
+        self.send(self.node.refresh(self.now))
 
     @rule(data=st.data())
     def lose_packets(self, data: st.DataObject) -> None:
         self.data = data
-        self.send(self.node.report_packet_loss(self.now), to_agent=True)
+        self.send(self.node.report_packet_loss(self.now))
 
     @rule(wanted=st.booleans(), data=st.data())
     def want_ipv4(self, wanted: bool, data: st.DataObject) -> None:
         self.data = data
-        self.send(self.node.request_ipv4(wanted, self.now), to_agent=True)
+        self.send(self.node.request_ipv4(wanted, self.now))
 
     @rule(data=st.data())
     def ask_for_refresh(self, data: st.DataObject) -> None:
         self.data = data
-        self.send(self.agent.request_refresh(HOME), to_agent=False)
+        for address, agent in self.agents.items():
+            self.send(agent.request_refresh(HOME), address)
 
     @rule()
     def rebind_nat(self) -> None:
         self.mapping += 1
 
-    @rule(works=st.booleans())
-    def break_ipv6(self, works: bool) -> None:
-        self.ipv6_works = works
+    @rule(state=st.sampled_from(["works", "udp only", "broken"]))
+    def break_ipv6(self, state: str) -> None:
+        self.ipv6 = state
 
-    @rule()
-    def restart_agent(self) -> None:
-        self.agent = HomeAgent(self.agent_config)
-        self.agent_binding = None
+    @rule(address=st.sampled_from(sorted(AGENTS)))
+    def restart_agent(self, address: IPv6Address) -> None:
+        self.agents[address] = HomeAgent(self.configs[address], self.random_bits)
+        self.agent_bindings[address] = None
+
+    @rule(silent=st.sets(st.sampled_from(sorted(AGENTS))))
+    def silence_agents(self, silent: set[IPv6Address]) -> None:
+        self.silent = silent
+
+    @rule(address=st.sampled_from(sorted(AGENTS)), data=st.data())
+    def outlast(self, address: IPv6Address, data: st.DataObject) -> None:
+        """A home agent is silent for longer than a whole back-off."""
+        self.data = data
+        self.silent = {address}
+        self.run_until(self.now + 100.0)
+
+    @rule(data=st.data())
+    def outlast_native_ipv6(self, data: st.DataObject) -> None:
+        self.data = data
+        self.ipv6, self.silent = "udp only", set()
+        self.run_until(self.now + 100.0)
+
+    @rule(data=st.data())
+    def want_binding(self, data: st.DataObject) -> None:
+        """Takes a deregistration back."""
+        self.data = data
+        if self.node.care_of_address != HOME:
+            self.send(self.node.register(self.now))
+
+    @rule(data=st.data())
+    def learn_home_agents(self, data: st.DataObject) -> None:
+        self.data = data
+        self.send(self.node.learn_home_agents([SECOND_AGENT], self.now))
+
+    @rule(data=st.data())
+    def solicit_prefixes(self, data: st.DataObject) -> None:
+        self.data = data
+        self.send(self.node.solicit_prefixes(self.now))
+
+    @rule(seconds=st.sampled_from([1.0, 50.0, 400.0]))
+    def have_correspondent(self, seconds: float) -> None:
+        self.node.correspondents.record(CORRESPONDENT, 1, self.now + seconds)
+
+    @rule(data=st.data())
+    def answer_as_correspondent(self, data: st.DataObject) -> None:
+        """What the node sends it through the tunnel is a test, or (after that) an end."""
+        self.data = data
+        tests, self.tests = self.tests, []
+        for each in tests:
+            message = decode(each.message, HOME, CORRESPONDENT)
+            if isinstance(message, HomeTestInit):
+                raw = encode(HomeTest(1, message.cookie, bytes(8)), CORRESPONDENT, HOME)
+                packet = MobilityPacket(CORRESPONDENT, HOME, raw, None)
+                self.send(self.node.handle(packet, self.now))
+            else:
+                assert isinstance(message, BindingUpdate)
+                assert message.lifetime == 0
 
     @rule(seconds=st.sampled_from([0.01, 0.1, 1.0, 5.0, 40.0, 150.0]), data=st.data())
     def wait(self, seconds: float, data: st.DataObject) -> None:
@@ -272,8 +225,10 @@ class BadNetwork(RuleBasedStateMachine):
         """Bytes of anybody's: no exception, no answer but to errors, no change."""
         source, destination = (HOME, AGENT) if to_agent else (AGENT, HOME)
         packet = MobilityPacket(source, destination, noise, None, protected=protected)
-        engine = self.agent if to_agent else self.node
+        engine = self.agents[AGENT] if to_agent else self.node
         outputs = engine.handle(packet, self.now)
+        icmp = IcmpPacket(source, destination, noise, type2_routing=HOME, protected=protected)
+        assert not [e for e in engine.handle_icmp(icmp, self.now) if isinstance(e, SendIcmp)]
         if not protected:
             assert not [each for each in outputs if isinstance(each, SendMobility)]
 
@@ -282,6 +237,8 @@ class BadNetwork(RuleBasedStateMachine):
         """What is under way, once more, without ESP and from elsewhere: nothing happens."""
         for packet in self.in_flight:
             sent = packet.sent
+            if isinstance(sent, SendIcmp):
+                continue
             forged = MobilityPacket(
                 sent.source,
                 sent.destination,
@@ -290,8 +247,8 @@ class BadNetwork(RuleBasedStateMachine):
                 sent.home_address_option,
                 protected=False,
             )
-            engine = self.agent if packet.to_agent else self.node
-            deadline = self.agent.next_deadline()
+            engine = self.agents[packet.agent] if packet.to_agent else self.node
+            deadline = self.agents[packet.agent].next_deadline()
             if deadline is None or deadline > self.now:
                 assert not [
                     each
@@ -302,21 +259,25 @@ class BadNetwork(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         """The network becomes good: both ends must come to agree."""
-        self.good, works, self.ipv6_works = True, self.ipv6_works, True
+        self.good, state, self.ipv6 = True, self.ipv6, "works"
+        silent, self.silent = self.silent, set()
         # Longer than any lifetime, back-off and delay together.
         self.run_until(self.now + 500.0)
         for _ in range(4):  # a refresh may just be under way
             if self.in_flight:
                 self.run_until(self.now + ONE_WAY)
         assert not self.in_flight
-        self.good, self.ipv6_works = False, works
-        node, agent = self.node.binding, self.agent.binding_cache.get(HOME)
+        self.good, self.ipv6, self.silent = False, state, silent
+        node = self.node.binding
+        held = {a: engine.binding_cache.get(HOME) for a, engine in self.agents.items()}
         if self.node.state in (State.DETACHED, State.IDLE):
             assert node is None
-            assert agent is None
+            assert not any(held.values())
             return
         assert self.node.state is State.REGISTERED
         assert node is not None
+        agent = held.pop(node.home_agent)
+        assert not any(held.values()), "a binding with another home agent"
         assert agent is not None
         for name in (
             "home_address",
@@ -338,6 +299,8 @@ class BadNetwork(RuleBasedStateMachine):
         if isinstance(node.care_of_address, IPv4Address):
             assert agent.outer == self.outer_of(node.care_of_address)
             assert node.nat_detected is (node.care_of_address in PRIVATE_NETWORK)
+        elif node.udp_encapsulation:
+            assert agent.outer == OuterAddress(node.care_of_address, 4191)
         else:
             assert agent.outer is None
 
@@ -345,10 +308,12 @@ class BadNetwork(RuleBasedStateMachine):
 
     @invariant()
     def what_is_told_is_what_is(self) -> None:
-        if hasattr(self, "agent"):
+        if hasattr(self, "agents"):
             assert self.node.binding == self.node_binding
-            assert self.agent.binding_cache.get(HOME) == self.agent_binding
-            assert len(self.agent.binding_cache) == (self.agent_binding is not None)
+            for address, agent in self.agents.items():
+                binding = self.agent_bindings[address]
+                assert agent.binding_cache.get(HOME) == binding
+                assert len(agent.binding_cache) == (binding is not None)
 
     @invariant()
     def no_more_than_three_updates_a_second(self) -> None:

@@ -118,6 +118,21 @@ def registered(
 # --- what a binding update looks like ---
 
 
+@pytest.mark.rfc(
+    "5555-2.3.2.1-1",
+    "5555-2.3.2.1-2",
+    "5555-4.2-1",
+    "5555-4.4.2-1",
+    "5555-4.4.2-1a",
+    "5555-4.4.2-1b",
+    "5555-4.4.2-1c",
+    "5555-4.4.2-1d",
+    "5555-4.4.2-4",
+    "5555-4.4.2-5",
+    "6275-8.5-10",
+    "6275-11.7.1-2",
+    "6275-11.7.1-3",
+)
 def test_rfc5555_4_4_2_update_from_an_ipv4_network() -> None:
     outputs = node().attach(PRIVATE, 0.0)
     sent = only(outputs, SendMobility)
@@ -133,6 +148,23 @@ def test_rfc5555_4_4_2_update_from_an_ipv4_network() -> None:
     assert option(update, IPv4HomeAddress) == IPv4HomeAddress(32, False, HOME_IPV4.ip)
 
 
+@pytest.mark.rfc(
+    "5555-4.4.2-3",
+    "5555-5-3",
+    "5555-5.1-2",
+    "6275-8.5-2",
+    "6275-8.5-10",
+    "6275-11.7.1-1",
+    "6275-11.7.1-2",
+    "6275-11.7.1-3",
+    "6275-11.7.1-4",
+    "6275-11.7.1-5",
+    "6275-11.7.1-6",
+    "6275-11.7.1-17",
+    "6275-11.5.4-2",
+    "6275-11.5.4-3",
+    "6275-11.7.2-4",
+)
 def test_rfc6275_11_7_1_update_from_an_ipv6_network() -> None:
     """Home address option, alternate care-of address option ("MUST be included"), native."""
     outputs = node(force_udp=True).attach(CARE_OF, 0.0)
@@ -146,6 +178,9 @@ def test_rfc6275_11_7_1_update_from_an_ipv6_network() -> None:
     assert not update.force_udp, "RFC 5555 §3.1.3: SHOULD NOT be set with an IPv6 care-of address"
 
 
+@pytest.mark.rfc(
+    "5555-4.4.2-1e", "6275-11.7.1-9", "6275-11.7.1-10", "6275-11.7.1-7", "6275-11.7.1-8"
+)
 @pytest.mark.parametrize(
     ("settings", "flag"),
     [
@@ -171,9 +206,10 @@ def test_rfc3963_5_2_explicit_prefixes_in_each_update_but_the_last() -> None:
     assert not any(isinstance(each, MobileNetworkPrefix) for each in update.options)
 
 
+@pytest.mark.rfc("5555-4.4.2-6", "5555-4.4.2-4", "5555-4.4.2-7")
 def test_rfc5555_4_4_2_dynamic_ipv4_address() -> None:
     """0.0.0.0 first; then what was allocated; then, when the binding is gone, 0.0.0.0 again."""
-    engine = node(ipv4_home_address=None, request_ipv4=True, ipv4_prefix_length=24)
+    engine = node(ipv4_home_address=None, request_ipv4=True, ipv4_prefix_lengths=(24,))
     update = sent_update(engine.attach(PRIVATE, 0.0))
     asked = [each for each in update.options if isinstance(each, IPv4HomeAddress)]
     any_ = IPv4Address(0)
@@ -211,6 +247,7 @@ def test_a_forgotten_dynamic_address_is_asked_for_anew() -> None:
 # --- what an acknowledgement does ---
 
 
+@pytest.mark.rfc("5555-4.4.2-8", "5555-4.4.2-9", "5555-3.2.2-2")
 @pytest.mark.parametrize(
     ("detection", "nat", "udp", "refresh"),
     [
@@ -237,6 +274,7 @@ def test_rfc5555_4_4_2_nat_detection_option(
     assert engine.next_deadline() == 10.0 + (refresh if refresh is not None else 450)
 
 
+@pytest.mark.rfc("5555-4.3-1")
 def test_rfc5555_4_3_keepalive_is_a_binding_update() -> None:
     engine = node()
     first = registered(engine)
@@ -251,6 +289,7 @@ def test_rfc5555_4_3_keepalive_is_a_binding_update() -> None:
     assert engine.next_deadline() == 220.0
 
 
+@pytest.mark.rfc("6275-11.7.3-8")
 def test_rfc6275_11_7_1_refresh_well_before_the_lifetime_is_over() -> None:
     engine = node()
     registered(engine, PUBLIC, 0.0, ACK_IPV4, NO_NAT)
@@ -258,12 +297,14 @@ def test_rfc6275_11_7_1_refresh_well_before_the_lifetime_is_over() -> None:
     assert not none(engine.tick(450.0), SendMobility)
 
 
+@pytest.mark.rfc("6275-11.7.3-14")
 def test_rfc6275_11_7_3_refresh_advice() -> None:
     engine = node()
     registered(engine, CARE_OF, 0.0, ACK_IPV4, BindingRefreshAdvice(25))
     assert engine.next_deadline() == 100.0
 
 
+@pytest.mark.rfc("6275-11.7.3-7", "6275-11.1-2")
 def test_rfc6275_11_7_3_shorter_lifetime_counts_from_the_sending() -> None:
     """max(L_remain - (L_update - L_ack), 0)."""
     engine = node()
@@ -281,6 +322,9 @@ def test_rfc6275_11_7_3_longer_lifetime_than_asked_is_not_believed() -> None:
     assert new.lifetime == 600
 
 
+@pytest.mark.rfc(
+    "5555-4.4.2-7b", "5555-4.4.2-10", "5555-4.4.2-11", "6275-8.5-1", "6275-11.1-1", "6275-11.7.1-18"
+)
 def test_rfc5555_4_4_2_two_entries_with_ipv4_one_without() -> None:
     engine = node()
     update = sent_update(engine.attach(PRIVATE, 0.0))
@@ -294,6 +338,7 @@ def test_rfc5555_4_4_2_two_entries_with_ipv4_one_without() -> None:
     assert option(sent_update(engine.refresh(2.0)), IPv4HomeAddress), "MAY be included again"
 
 
+@pytest.mark.rfc("5555-2.3.1-3")
 def test_rfc5555_2_3_1_unanswered_ipv4_option_is_left_out_from_then_on() -> None:
     engine = node()
     update = sent_update(engine.attach(PRIVATE, 0.0))
@@ -316,6 +361,7 @@ def test_rfc6275_11_7_3_key_mobility(asked: bool, got: bool, result: bool) -> No
     assert new.key_mobility is result
 
 
+@pytest.mark.rfc("6275-11.7.3-11")
 def test_rfc6275_11_7_3_status_1_asks_for_prefix_discovery() -> None:
     engine = node()
     update = sent_update(engine.attach(PRIVATE, 0.0))
@@ -327,6 +373,7 @@ def test_rfc6275_11_7_3_status_1_asks_for_prefix_discovery() -> None:
 # --- handover (RFC 5555 §5.1) ---
 
 
+@pytest.mark.rfc("5555-5.1-5", "6275-11.5.4-4")
 def test_rfc5555_5_1_old_binding_stays_until_the_acknowledgement() -> None:
     engine = node()
     registered(engine)
@@ -384,6 +431,15 @@ def test_detached_node_keeps_its_binding_to_the_end_and_sends_nothing() -> None:
 # --- retransmission (RFC 6275 §11.8) ---
 
 
+@pytest.mark.rfc(
+    "5555-4.4.1-2a",
+    "6275-11.8-2",
+    "6275-11.8-3",
+    "6275-11.8-4",
+    "6275-11.7.1-13",
+    "6275-11.7.1-15",
+    "6275-11.8-7",
+)
 @pytest.mark.parametrize(("bound", "first"), [(False, 1.5), (True, 1.0)])
 def test_rfc6275_11_8_exponential_back_off(bound: bool, first: float) -> None:
     """1.5 s without a binding, else 1 s; doubled up to 32 s; a new sequence number each time."""
@@ -406,12 +462,14 @@ def test_rfc6275_11_8_exponential_back_off(bound: bool, first: float) -> None:
     assert engine.counters["retransmitted"] == 8
 
 
+@pytest.mark.rfc("6275-11.8-2")
 def test_rfc6275_13_first_registration_timeout_is_configurable() -> None:
     engine = node(first_registration_timeout=3.0)
     engine.attach(PRIVATE, 0.0)
     assert engine.next_deadline() == 3.0
 
 
+@pytest.mark.rfc("6275-11.8-6", "6275-11.5.3-3")
 def test_rfc6275_11_8_no_more_than_three_updates_a_second() -> None:
     engine = node()
     times = []
@@ -437,6 +495,7 @@ def test_rate_limit_ends_when_its_deadline_says(start: float) -> None:
     assert not none(engine.tick(due), SendMobility)
 
 
+@pytest.mark.rfc("6275-11.7.3-6", "6275-8.5-11")
 def test_acknowledged_update_is_not_sent_again() -> None:
     engine = node()
     registered(engine, PUBLIC, 0.0, ACK_IPV4, NO_NAT)
@@ -446,6 +505,7 @@ def test_acknowledged_update_is_not_sent_again() -> None:
 # --- sequence numbers ---
 
 
+@pytest.mark.rfc("6275-11.7.3-9")
 def test_rfc6275_11_7_3_status_135_resynchronises() -> None:
     engine = node()
     update = sent_update(engine.attach(PRIVATE, 0.0))
@@ -458,6 +518,7 @@ def test_rfc6275_11_7_3_status_135_resynchronises() -> None:
     assert engine.state is State.REGISTERED
 
 
+@pytest.mark.rfc("6275-11.7.3-1")
 def test_status_135_for_a_duplicate_is_no_reason_to_resynchronise() -> None:
     """The network delivered an older update twice: the newest is beyond what it complains of."""
     engine = node()
@@ -470,6 +531,20 @@ def test_status_135_for_a_duplicate_is_no_reason_to_resynchronise() -> None:
     assert engine.state is State.REFRESHING
 
 
+def test_status_135_for_a_retransmission_after_the_first_was_accepted() -> None:
+    engine = node()
+    first = sent_update(engine.attach(PRIVATE, 0.0))
+    second = sent_update(engine.tick(1.5))
+    engine.handle(answer(first, ACK_IPV4, BEHIND_NAT), 1.6)
+    again = sent_update(engine.handle(answer(second, status=135), 1.7))
+    assert again.sequence == (second.sequence + 1) % 65536
+    assert engine.state is State.REFRESHING, "something is out again"
+    assert engine.binding is not None
+
+
+@pytest.mark.rfc(
+    "6275-11.1-3", "6275-11.7.1-19", "6275-11.7.2-11", "6275-11.7.2-13", "6275-11.7.2-12"
+)
 def test_rfc6275_9_5_1_sequence_numbers_wrap() -> None:
     engine = MobileNode(MobileNodeConfig(HOME, AGENT, AGENT_IPV4), lambda bits: (1 << bits) - 1)
     assert sent_update(engine.attach(PRIVATE, 0.0)).sequence == 0
@@ -478,6 +553,7 @@ def test_rfc6275_9_5_1_sequence_numbers_wrap() -> None:
 # --- acknowledgements to be ignored (RFC 6275 §11.7.3) ---
 
 
+@pytest.mark.rfc("6275-11.7.3-4", "6275-11.7.3-10")
 def test_unprotected_acknowledgement_is_ignored() -> None:
     engine = node()
     update = sent_update(engine.attach(PRIVATE, 0.0))
@@ -487,6 +563,7 @@ def test_unprotected_acknowledgement_is_ignored() -> None:
     assert engine.state is State.REGISTERING
 
 
+@pytest.mark.rfc("6275-11.2-1", "6275-8.5-8", "6275-11.7.3-1", "6275-11.7.3-4")
 @pytest.mark.parametrize(
     ("packet", "reason"),
     [
@@ -508,7 +585,8 @@ def test_what_is_not_for_us_is_dropped(packet: MobilityPacket, reason: DropReaso
 # --- refusals ---
 
 
-@pytest.mark.parametrize("status", [129, 131, 132, 133, 134, 139, 140, 141, 142, 143, 174, 250])
+@pytest.mark.rfc("6275-11.7.3-5")
+@pytest.mark.parametrize("status", [129, 131, 132, 133, 139, 140, 141, 142, 143, 174, 250])
 def test_rfc6275_11_7_3_final_refusal(status: int) -> None:
     engine = node()
     update = sent_update(engine.attach(PRIVATE, 0.0))
@@ -539,6 +617,7 @@ def test_refused_refresh_leaves_the_old_binding_to_its_lifetime() -> None:
     assert changed(engine.tick(600.0)).reason is ChangeReason.EXPIRED
 
 
+@pytest.mark.rfc("5555-4.4.2-7a")
 def test_rfc5555_4_4_2_status_144_drops_the_f_flag() -> None:
     engine = node(force_udp=True)
     update = sent_update(engine.attach(PUBLIC, 0.0))
@@ -550,8 +629,11 @@ def test_rfc5555_4_4_2_status_144_drops_the_f_flag() -> None:
     new = changed(engine.handle(answer(again, ACK_IPV4, NO_NAT), 0.2)).new
     assert new is not None
     assert not new.udp_encapsulation
+    assert not sent_update(engine.refresh(1.0)).force_udp
+    assert sent_update(engine.attach(PRIVATE, 2.0)).force_udp, "as configured, in another network"
 
 
+@pytest.mark.rfc("5555-3.1.3-1")
 def test_rfc5555_4_4_1_persistent_loss_asks_for_forced_udp() -> None:
     engine = node()
     registered(engine, PUBLIC, 0.0, ACK_IPV4, NO_NAT)
@@ -586,6 +668,9 @@ def test_accepted_for_no_time_is_no_binding() -> None:
 # --- care-of address selection (RFC 5555 §4.4.1) ---
 
 
+@pytest.mark.rfc(
+    "5555-2.3.1-4", "5555-4.4.1-1", "5555-4.4.1-2", "5555-4.4.1-2a", "5555-4.4.1-3", "5555-4.4.1-4"
+)
 def test_rfc5555_4_4_1_ipv6_first_then_ipv4_after_three_attempts() -> None:
     engine = node()
     engine.attach(CARE_OF, 0.0, ipv4_alternative=PRIVATE, administrative_domain="a")
@@ -674,6 +759,7 @@ def test_rfc5555_4_4_2_1_lifetime_zero_removes_all(status: int) -> None:
     assert engine.deregister(6.0) == []
 
 
+@pytest.mark.rfc("6275-11.5.5-1", "6275-11.5.5-3", "6275-11.5.5-4", "6275-8.5-7")
 def test_rfc6275_11_5_5_deregistration_at_home() -> None:
     engine = node()
     registered(engine)
@@ -685,6 +771,19 @@ def test_rfc6275_11_5_5_deregistration_at_home() -> None:
     assert isinstance(update, BindingUpdate)
     assert option(update, AlternateCareOfAddress).address == HOME
     engine.handle(answer(update), 2.1)
+    assert engine.state is State.IDLE
+
+
+def test_rebooted_node_at_home_asks_for_a_minute() -> None:
+    """It has forgotten its binding; the home agent may not have."""
+    engine = node()
+    numbers = [only(engine.deregister(0.0, at_home=True), SendMobility)]
+    while engine.state is State.DEREGISTERING:
+        due = engine.next_deadline()
+        assert due is not None
+        assert due <= 64.0
+        numbers += [each for each in engine.tick(due) if isinstance(each, SendMobility)]
+    assert len(numbers) >= 5
     assert engine.state is State.IDLE
 
 
@@ -753,6 +852,7 @@ def test_unanswered_refreshes_end_in_expiry_and_go_on() -> None:
     assert engine.next_deadline() is not None
 
 
+@pytest.mark.rfc("6275-8.5-12")
 def test_rfc6275_11_7_4_refresh_request() -> None:
     engine = node()
     packet = from_agent(BindingRefreshRequest())
@@ -811,8 +911,8 @@ def test_refresh_without_a_registration(state: State) -> None:
     [
         {"lifetime": 3},
         {"lifetime": 4 * 65536},
-        {"ipv4_prefix_length": 0},
-        {"ipv4_prefix_length": 33},
+        {"ipv4_prefix_lengths": (24, 0)},
+        {"ipv4_prefix_lengths": (33,)},
         {"nat_refresh_time": 0},
         {"mobile_network_prefixes": (IPv6Network("2001:db8:20::/56"),)},
     ],

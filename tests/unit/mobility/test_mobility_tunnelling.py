@@ -35,6 +35,9 @@ def binding(
     )
 
 
+@pytest.mark.rfc(
+    "5555-4.1-1", "5555-4.1-2", "5555-4.5-13", "5555-4.5-15", "5555-4.5.1-1", "5555-2.3.2.2-4"
+)
 @pytest.mark.parametrize("inner", [V4, V6])
 @pytest.mark.parametrize(
     ("bound", "role", "esp", "outer", "ends", "ports"),
