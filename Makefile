@@ -34,7 +34,7 @@ test: install
 	$(MAKE) -j2 --output-sync=target test-kernel test-faults
 
 test-unit: install
-	$(BIN)/pytest -q -n 2 tests/unit
+	$(BIN)/pytest -q -n 2 tests/unit tests/conformance
 
 test-handover: install
 	$(BIN)/pytest -q tests/lab/test_nat_handover.py
@@ -47,6 +47,7 @@ test-faults: install
 
 # Ratios of one run, judged by what the issues ask for; noisy on a busy machine.
 bench: install
+	$(BIN)/pytest -q -s tests/bench
 	$(BIN)/python tests/bench/bench_esp.py
 
 lint: install

@@ -43,6 +43,7 @@ from dsmip_ipsec.report import wireshark
 pytestmark = pytest.mark.kernel
 
 
+@pytest.mark.rfc("5555-5-2", "5555-5-4", "5555-5.2.1-1")
 @pytest.mark.parametrize("key_type", [None, *KeyType])
 async def test_establish_without_nat_is_rfc5555_5_2_1_transport(key_type: KeyType | None) -> None:
     common = deployment(key_type)
@@ -78,6 +79,7 @@ async def test_establish_without_nat_is_rfc5555_5_2_1_transport(key_type: KeyTyp
         }
 
 
+@pytest.mark.rfc("5555-5.2.1-1", "5555-5.2.2-1")
 async def test_establish_behind_nat_negotiates_the_mirror() -> None:
     async with Pair(network="a") as pair:
         established = await pair.mn.establish("mn")
@@ -124,6 +126,7 @@ async def test_signalling_alone_starts_childless() -> None:
         assert [child.name for child in established.ike.children] == ["signalling"]
 
 
+@pytest.mark.rfc("5555-5.1-6")
 async def test_mobike_moves_the_ike_sa_and_its_tunnels_and_leaves_the_transport_sas() -> None:
     async with Pair(network="b", delay_ms=20) as pair:
         established = await pair.mn.establish("mn")

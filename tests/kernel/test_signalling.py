@@ -28,6 +28,7 @@ def xfrm_stat(name: str) -> int:
     raise AssertionError(f"no counter {name}")
 
 
+@pytest.mark.rfc("5555-2.3.2.2-3", "5555-2.3.2.2-5", "5555-4.2-2")
 async def test_v4addr_and_z_reach_the_engine_and_the_answer_goes_back(tmp_path: Path) -> None:
     """RFC 5555 §5.2.1: V4ADDR and Z are passed along with the packet through IPsec, both ways."""
     async with home_agent(tmp_path) as bench:
@@ -43,6 +44,7 @@ async def test_v4addr_and_z_reach_the_engine_and_the_answer_goes_back(tmp_path: 
         assert binding["nat_detected"] is True  # the care-of address option says 10.0.0.2
 
 
+@pytest.mark.rfc("5555-5-2", "6275-10.3.1-2")
 async def test_an_unprotected_binding_update_is_dropped_and_counted(tmp_path: Path) -> None:
     """RFC 5555 §5: the binding update MUST be protected using ESP transport mode."""
     async with home_agent(tmp_path) as bench:
@@ -56,6 +58,7 @@ async def test_an_unprotected_binding_update_is_dropped_and_counted(tmp_path: Pa
         assert (await node.answer())[MIP6MH_BA].status == 0
 
 
+@pytest.mark.rfc("5555-5-2", "6275-10.3.1-2")
 async def test_a_native_unprotected_binding_update_is_dropped(tmp_path: Path) -> None:
     """Straight to the raw socket, without UDP: the kernel's policy stops it."""
     async with home_agent(tmp_path) as bench:
@@ -71,6 +74,7 @@ async def test_a_native_unprotected_binding_update_is_dropped(tmp_path: Path) ->
         assert (await bench.status())["bindings"] == []
 
 
+@pytest.mark.rfc("6275-10.3.1-2")
 async def test_a_binding_update_under_another_peers_sa_is_dropped(tmp_path: Path) -> None:
     """RFC 4877 §4.2: node 1 has good keys, but not for node 0's home address."""
     async with home_agent(tmp_path, 2) as bench:

@@ -42,6 +42,19 @@ def test_every_step_was_judged(run: LabRun) -> None:
         assert all(expectation["passed"] for expectation in step["expectations"])
 
 
+@pytest.mark.rfc(
+    "5555-2.3.2.1-1",
+    "5555-2.3.2.1-2",
+    "5555-4.1-2",
+    "5555-4.2-1",
+    "5555-4.4.2-1",
+    "5555-4.4.2-1a",
+    "5555-4.4.2-1b",
+    "5555-4.4.2-1c",
+    "5555-4.4.2-1d",
+    "5555-4.4.2-2",
+    "5555-5-2",
+)
 def test_binding_updates_on_the_wire_are_those_of_rfc5555_4_2(run: LabRun) -> None:
     """IPv4 (V4ADDR, HA) / UDP (Z, 4191) / IPv6 (HoA, HA) / ESP / MH / BU with its options."""
     rows = run.tshark(
@@ -76,6 +89,15 @@ def test_binding_updates_on_the_wire_are_those_of_rfc5555_4_2(run: LabRun) -> No
     assert [row[2] == "4191" for row in rows] == [False, True, False, False]
 
 
+@pytest.mark.rfc(
+    "5555-2.3.2.2-5",
+    "5555-2.3.2.2-6",
+    "5555-2.3.2.2-7",
+    "5555-4.2-2",
+    "5555-4.2-3",
+    "5555-4.5-12",
+    "5555-4.5-15",
+)
 def test_acknowledgements_go_back_to_v4addr_and_z_with_the_options(run: LabRun) -> None:
     """RFC 5555 §4.2: always in UDP when the BU was; NAT detection in each; status 0."""
     updates = run.tshark("ha-backbone", "mip6.mhtype == 5", "ip.src", "udp.srcport")
@@ -100,6 +122,15 @@ def test_acknowledgements_go_back_to_v4addr_and_z_with_the_options(run: LabRun) 
     assert [row[10] for row in rows[:3]] == ["110", str(0xFFFFFFFF), "110"]
 
 
+@pytest.mark.rfc(
+    "5555-5.2.2-1",
+    "6275-8.4-3",
+    "6275-8.4-4",
+    "6275-8.5-3",
+    "6275-10.4.2-1",
+    "6275-10.4.5-1",
+    "6275-10.4.2-8",
+)
 def test_payload_behind_the_nat_is_esp_in_udp_4500(run: LabRun) -> None:
     """RFC 5555 §5.2.2: IPv4 / UDP (Y, 4500) / ESP / IP (HoA, CN), IPv6 and IPv4 inside."""
     rows = run.tshark(
@@ -111,6 +142,7 @@ def test_payload_behind_the_nat_is_esp_in_udp_4500(run: LabRun) -> None:
     assert {row[1].split(";")[0] for row in rows} == {"4500"}
 
 
+@pytest.mark.rfc("5555-4.5-13", "6275-8.4-3")
 def test_payload_in_the_public_network_is_plain_esp(run: LabRun) -> None:
     rows = run.tshark(
         "ha-backbone", f"esp and not udp.port in {{4500, 4191}} and ip.dst == {PUBLIC}",
@@ -132,6 +164,7 @@ def test_nothing_of_the_home_addresses_leaves_in_clear(run: LabRun, capture: str
     assert run.tshark(capture, f"({named}) and esp", "frame.number")
 
 
+@pytest.mark.rfc("5555-5-4", "6275-11.3.2-4")
 def test_ike_is_on_port_4500_from_the_first_packet(run: LabRun) -> None:
     """RFC 5555 §5: over port 4500, regardless of the presence of a NAT."""
     rows = run.tshark("mn-visited-a", "isakmp", "udp.srcport", "udp.dstport")
@@ -146,6 +179,7 @@ def test_exported_keys_decrypt_ike(run: LabRun) -> None:
     assert any(HOME in row[0] for row in rows)
 
 
+@pytest.mark.rfc("5555-5.1-6")
 def test_keys_stay_the_same_over_the_handovers(run: LabRun) -> None:
     """One SA pair each for signalling and data, moved and not renegotiated."""
     for node in ("mn", "ha"):

@@ -92,6 +92,7 @@ def payload(source: object, destination: object) -> Selector:
     return Selector(ip_network(str(source)), ip_network(str(destination)))
 
 
+@pytest.mark.rfc("5555-5-2", "5555-5.2.1-1", "6275-9.3.2-5", "6275-11.7.1-16")
 def test_signalling_spd_entries_of_rfc5555_5_2_1() -> None:
     """MN: BU out, BA in; HA: BU in, BA out; proto MH, ESP transport between HoA and HA."""
     bu, ba = MobilityHeaderType.BINDING_UPDATE, MobilityHeaderType.BINDING_ACKNOWLEDGEMENT
@@ -142,6 +143,7 @@ def test_a_negotiated_transport_sa_needs_no_mirror() -> None:
     assert template.reqid == IDS.signalling
 
 
+@pytest.mark.rfc("5555-5.2.2-1", "6275-10.4.2-1", "6275-10.4.2-8")
 def test_payload_spd_entries_of_rfc5555_5_2_2_follow_the_sa() -> None:
     """Tunnel mode, both families, addresses of the outbound SA; inbound wildcards."""
     state = desired(HA, active=True, binding=BOUND, negotiated=negotiated(NAT, nat=True))
@@ -174,6 +176,7 @@ def test_without_sas_everything_of_the_mobile_node_is_blocked() -> None:
     assert find(state, Direction.OUT, payload(HOME4, "0.0.0.0/0"))
 
 
+@pytest.mark.rfc("5555-5.1-5")
 def test_payload_waits_for_the_binding_even_with_an_sa() -> None:
     state = desired(MN, active=True, binding=None, negotiated=negotiated(PRIVATE, nat=True))
     assert find(state, Direction.OUT, payload(HOME, "::/0")).action is Action.BLOCK

@@ -83,6 +83,7 @@ def test_matrix(role: Role, variant: str, request: pytest.FixtureRequest) -> Non
     assert path.read_text(encoding="utf-8") == text
 
 
+@pytest.mark.rfc("5555-5.1-6")
 @pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize(("before", "after"), list(permutations(PLACES, 2)))
 def test_with_mobike_no_data_sa_is_touched(role: Role, before: str, after: str) -> None:

@@ -26,6 +26,7 @@ def header(next_header: int, octets: str) -> bytes:
     return bytes((next_header, (len(body) + 2) // 8 - 1)) + body
 
 
+@pytest.mark.rfc("6275-8.5-2")
 def test_home_address_option_as_drawn_and_as_scapy_builds_it() -> None:
     """RFC 6275 §6.3: type 201, length 16, at 8n + 6."""
     assert HAO_HEADER.hex() == "87020102" + "0000" + "c910" + HOME_ADDRESS.packed.hex()
@@ -38,6 +39,7 @@ def test_home_address_option_as_drawn_and_as_scapy_builds_it() -> None:
     assert rest == b"MH"
 
 
+@pytest.mark.rfc("6275-8.5-4")
 def test_type2_routing_header_as_drawn_and_as_scapy_builds_it() -> None:
     """RFC 6275 §6.4.1."""
     assert RT2_HEADER.hex() == "8702020100000000" + HOME_ADDRESS.packed.hex()
@@ -50,6 +52,7 @@ def test_type2_routing_header_as_drawn_and_as_scapy_builds_it() -> None:
     assert rest == b"MH"
 
 
+@pytest.mark.rfc("6275-9.3.1-7", "6275-11.3.2-2")
 def test_both_headers_and_the_addresses_upper_layers_see() -> None:
     other = IPv6Address("2001:db8:2::20")
     chain = (
@@ -134,6 +137,7 @@ def test_every_cut_is_noticed() -> None:
             exthdr.parse_extension_headers(43, chain[:length])
 
 
+@pytest.mark.rfc("6275-9.3.1-1")
 @pytest.mark.parametrize(
     ("address", "good"),
     [

@@ -127,6 +127,7 @@ def test_round_trip_gives_the_message_and_the_same_octets(message: mh.Message) -
     assert len(raw) == (raw[1] + 1) * 8
 
 
+@pytest.mark.rfc("6275-9.2-2")
 @pytest.mark.parametrize("message", EVERY_MESSAGE, ids=names(EVERY_MESSAGE))
 def test_every_flipped_bit_is_noticed(message: mh.Message) -> None:
     """§9.2: the checksum comes first. A Header Len that grows runs past the packet instead."""
@@ -155,6 +156,7 @@ def test_every_cut_is_noticed_and_a_tail_is_ignored(message: mh.Message) -> None
     assert decode(raw + b"behind IPPROTO_NONE") == message
 
 
+@pytest.mark.rfc("6275-9.2-1", "6275-9.2-5", "6275-9.2-6", "6275-9.2-7")
 @pytest.mark.parametrize("message", EVERY_MESSAGE[:-1], ids=names(EVERY_MESSAGE[:-1]))
 @pytest.mark.parametrize("protocol", [0, 6, 50, 58, 255])
 def test_payload_protocol_other_than_59(message: mh.Message, protocol: int) -> None:
@@ -167,6 +169,7 @@ def test_payload_protocol_other_than_59(message: mh.Message, protocol: int) -> N
     assert str(protocol) in str(caught.value)
 
 
+@pytest.mark.rfc("6275-9.2-8", "6275-9.2-9", "6275-9.2-10")
 @pytest.mark.parametrize(
     ("mh_type", "shortest"), [(1, 16), (2, 16), (3, 24), (4, 24), (5, 16), (6, 16), (7, 24)]
 )
@@ -193,6 +196,7 @@ def test_header_length_past_the_packet() -> None:
     assert mh.refusal(caught.value) is None
 
 
+@pytest.mark.rfc("6275-9.2-3", "6275-9.2-4", "6275-9.3.3-2")
 @pytest.mark.parametrize("mh_type", [8, 12, 21, 128, 255])
 def test_unknown_type_is_kept_and_answered_by_a_binding_error(mh_type: int) -> None:
     """§9.2, §9.3.3: status 2; the home address is the option's, or unspecified. The type is

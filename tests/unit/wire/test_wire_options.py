@@ -103,6 +103,7 @@ def test_authenticator_is_at_8n_plus_2() -> None:
     assert offset % 8 == 2
 
 
+@pytest.mark.rfc("6275-11.7.3-3")
 def test_authenticator_elsewhere_is_refused_both_ways() -> None:
     with pytest.raises(errors.EncodeError):
         encode(update(AUTHENTICATOR, NONCES))
@@ -183,6 +184,7 @@ def test_a_few_bad_options_hide_nothing_and_many_end_the_reading() -> None:
         assert caught.value.partial == mh.BindingUpdate(1, 2, options=seen)
 
 
+@pytest.mark.rfc("5555-3.1.1-2")
 @pytest.mark.parametrize("prefix_len", [0, 33, 63])
 def test_prefix_length_of_the_ipv4_home_address(prefix_len: int) -> None:
     """RFC 5555 §3.1.1: "A value of zero is invalid and MUST be considered an error". What is
@@ -196,6 +198,7 @@ def test_prefix_length_of_the_ipv4_home_address(prefix_len: int) -> None:
         encode(update(opt.IPv4HomeAddress(prefix_len, False, HOME_ADDRESS4)))
 
 
+@pytest.mark.rfc("5555-3.1.1-1")
 @pytest.mark.parametrize("prefix_len", [1, 24, 32])
 @pytest.mark.parametrize("request_prefix", [False, True])
 def test_ipv4_home_address_bits(prefix_len: int, request_prefix: bool) -> None:
@@ -219,6 +222,7 @@ def test_prefix_length_of_an_accepted_ipv4_address(kind: int, status: int, prefi
         )
 
 
+@pytest.mark.rfc("5555-3.2.1-1")
 @pytest.mark.parametrize("status", [*range(128, 134), 255])
 def test_prefix_length_of_a_refused_ipv4_address_is_ignored(status: int) -> None:
     """RFC 5555 §3.2.1: "MUST be set to zero and ignored in case of failure"."""
@@ -236,6 +240,7 @@ def test_mobile_network_prefix_longer_than_an_address() -> None:
         encode(update(opt.MobileNetworkPrefix(129, IPv6Address("2001:db8::"))))
 
 
+@pytest.mark.rfc("5555-3.1.1-3", "5555-3.2.1-2", "5555-3.2.2-4")
 @pytest.mark.parametrize(
     ("octets", "option"),
     [

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
+import pytest
 from wire_samples import (
     ACK4,
     ADVICE,
@@ -175,6 +176,7 @@ def test_binding_acknowledgements_of_all_statuses_flags_and_sets_of_options(
     )
 
 
+@pytest.mark.rfc("5555-3.1.1-1", "5555-3.2.1-1")
 def test_values_of_the_options_of_rfc_5555(tmp_path: Path) -> None:
     home = IPv4Address("203.0.113.77")
     acks = [opt.IPv4AddressAck(0, prefix_len, home) for prefix_len in range(1, 33)]
