@@ -12,8 +12,8 @@ BIN := $(VENV)/bin
 OUT ?= lab-out
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables strongswan-swanctl \
-            charon-systemd tshark tcpdump
+PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping strongswan-swanctl \
+            charon-systemd libstrongswan-standard-plugins openssl tshark tcpdump
 
 .PHONY: lab test test-unit test-kernel test-handover test-faults bench lint install packages clean
 .DEFAULT_GOAL := help
