@@ -8,6 +8,7 @@ SAs, and our policies follow the SAs. In MOBIKE mode the SAs are charon's alone 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,9 @@ from dsmip_ipsec.mobility.types import Binding, BindingChanged, Output
 from dsmip_ipsec.node.config import MobileNodeConfig
 from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
+
+# For charon to drop an IKE_SA; the peer isn't waited for.
+STOP_TIMEOUT_S = 1.0
 
 
 class MobileNodeDaemon(EngineDaemon):
@@ -60,7 +64,15 @@ class MobileNodeDaemon(EngineDaemon):
         )
 
     async def stop(self) -> None:
-        """Take everything down: no policy, mirror, route or rule of ours is left."""
+        """Take everything down: no policy, mirror, route or rule of ours is left, and no IKE_SA.
+
+        Its mirrors would be made anew by the next daemon, with sequence numbers from 1: replays.
+        """
+        if self._active:
+            with contextlib.suppress(IkeError):
+                await self._driver.terminate(
+                    self._config.ike.connection, timeout=STOP_TIMEOUT_S, force=True
+                )
         self._active, self._binding = False, None
         await super().stop()
 
