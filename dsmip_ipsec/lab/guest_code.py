@@ -81,7 +81,7 @@ def first_unreadable(paths: Sequence[Path], user: User | None) -> Path | None:
     done = _run_as(user, command)
     if done.stdout:
         return Path(done.stdout.splitlines()[0])
-    if done.returncode != 0:  # find: '/root/x': Permission denied
+    if done.returncode != 0:  # find: 'DIRECTORY': Permission denied
         return next((path for path in paths if f"'{path}" in done.stderr), paths[0])
     return None
 

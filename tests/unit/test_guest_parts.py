@@ -59,7 +59,7 @@ NASTY = ["it's", 'a "b" $HOME `id`', "\\", "", "new\nline", "-x", "ünï", "*;&|
 
 
 def test_init_script_is_valid_and_quotes_everything() -> None:
-    mount = Mount(Path("/stage/it's 0"), Path("/root/a b"), cover=Path("/root"))
+    mount = Mount(Path("/stage/it's 0"), Path("/closed/a b"), cover=Path("/closed"))
     spec = InitSpec(
         argv=["printf", "%s\\0", *NASTY],
         share=Path("/tmp/sh are"),
@@ -73,8 +73,8 @@ def test_init_script_is_valid_and_quotes_everything() -> None:
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=True)
     assert done.stdout.decode().split("\0")[:-1] == NASTY
     # The directory that nobody may look into is covered before anything is mounted below it.
-    assert script.index("tmpfs /root") < script.index("hostfs -o 'ro,/stage/it")
-    assert shlex.quote("/root/a b") in script
+    assert script.index("tmpfs /closed") < script.index("hostfs -o 'ro,/stage/it")
+    assert shlex.quote("/closed/a b") in script
 
 
 @pytest.mark.parametrize(
