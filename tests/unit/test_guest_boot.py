@@ -140,7 +140,7 @@ def test_kill_9_of_any_process_ends_everything(user: tuple[int, int] | None, vic
         run.wait_for("line:up")
         assert len(run.left_behind()) > 3  # the look itself finds something
         _kill(run, victim)
-        run.result(deadline_s=80)
+        run.result(deadline_s=30)
         wait_until(lambda: run.left_behind() == [], f"all gone, left: {run.left_behind()}", 30)
         if victim != "starter":
             assert run.process.returncode == 3
@@ -207,7 +207,7 @@ def test_signals_end_the_guest_and_the_program(number: int, status: int) -> None
     with driver(BUSY, user=UNPRIVILEGED) as run:
         run.wait_for("line:up")
         run.process.send_signal(number)
-        run.result(deadline_s=80)
+        run.result(deadline_s=30)
         assert run.process.returncode == status
         assert run.left_behind() == []
 
