@@ -186,7 +186,7 @@ def test_solicitations_back_off_from_three_seconds() -> None:
     assert waits == [3, 6, 12, 24, 32, 32]
 
 
-@pytest.mark.rfc("6275-11.4.2-1")
+@pytest.mark.rfc("6275-11.4.2-1", "6275-11.4.2-6", "6275-11.7.1-11")
 def test_home_address_that_ends_to_be_valid() -> None:
     """Solicited well before, and registrations don't outlive it (RFC 6275 §11.7.1)."""
     engine = registered(CARE_OF, agent())

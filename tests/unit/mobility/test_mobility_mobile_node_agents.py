@@ -427,6 +427,7 @@ def test_rfc6275_11_5_5_returning_home_says_what_to_do_on_the_link(bound: bool) 
 # --- lifetimes, binding errors, prefixes ---
 
 
+@pytest.mark.rfc("6275-11.7.1-11")
 @pytest.mark.parametrize(("valid", "units"), [(None, 150), (100.0, 25), (3.0, 1), (-5.0, 1)])
 def test_rfc6275_11_7_1_lifetime_within_that_of_the_care_of_address(
     valid: float | None, units: int

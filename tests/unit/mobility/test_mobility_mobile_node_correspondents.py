@@ -72,7 +72,7 @@ def home_test(test: SendTunnelled, *, cookie: bytes | None = None) -> MobilityPa
     return MobilityPacket(test.destination, HOME, encode(message, test.destination, HOME), None)
 
 
-@pytest.mark.rfc("5555-5.1-1")
+@pytest.mark.rfc("5555-5.1-1", "6275-11.7.2-6")
 def test_deregistered_after_the_home_agent_knows_the_ipv4_care_of_address() -> None:
     engine = node()
     move(engine, CARE_OF, 0.0)
@@ -136,6 +136,7 @@ def test_forged_home_tests_are_ignored() -> None:
     assert dropped_silently(again, DropReason.WRONG_SOURCE), "once"
 
 
+@pytest.mark.rfc("6275-11.8-8")
 def test_rfc6275_11_8_unanswered_home_tests() -> None:
     """Doubled waits, new cookies, three retransmissions; then the lifetime has to do."""
     engine = node()

@@ -178,6 +178,7 @@ def test_router_that_resigns_or_expires() -> None:
     assert asks(outputs) == [SolicitRouters()]
 
 
+@pytest.mark.rfc("6275-11.5.4-1")
 def test_rfc6275_11_5_4_care_of_address_is_of_the_routers_prefixes() -> None:
     detector = ipv6_node()
     detector.handle(AddressUsable(A2), 1.0)
