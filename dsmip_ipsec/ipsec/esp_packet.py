@@ -183,6 +183,13 @@ def encapsulator(sender: EspSender) -> Callable[[bytes], bytes]:
     return encapsulate
 
 
+def dummy(sender: EspSender) -> bytes:
+    """A dummy packet of a tunnel mode SA (RFC 4303 §2.6), which its receiver drops once it has
+    seen that it is authentic. Raises :class:`SequenceExhausted`."""
+    outer = _outer_header(sender.association)
+    return outer(sender.seal(b"", IPPROTO_NONE), 0, _DONT_FRAGMENT, 0)
+
+
 _Outer = Callable[[bytes, int, int, int], bytes]
 
 

@@ -151,6 +151,22 @@ class Routing:
         for name in [name for name in self._routes if name.startswith("payload ")]:
             await self._undo(self._ipr.route("del", **self._routes.pop(name)))
 
+    async def deliver(self, tun: str, addresses: list[Address], name: str) -> None:
+        """Lead packets for exactly these addresses of the mobile node ``name`` into the TUN, where
+        user-space IPsec waits for them; none: no more."""
+        wanted = {f"deliver {name} {address}": address for address in addresses}
+        for known in [known for known in self._routes if known.startswith(f"deliver {name} ")]:
+            if known not in wanted:
+                await self._undo(self._ipr.route("del", **self._routes.pop(known)))
+        async with _errors(f"can't route to the mobile node {name}"):
+            index = await self._index(tun)
+            for route, address in wanted.items():
+                await self._route(
+                    route,
+                    {"dst": f"{address}/{address.max_prefixlen}", "family": _family(address),
+                     "oif": index},
+                )  # fmt: skip
+
     async def attach(self, attachment: Attachment) -> None:
         """Make ``attachment`` usable beside the present one."""
         async with _errors(f"can't attach to {attachment.interface}"):

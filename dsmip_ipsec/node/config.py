@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
+from dsmip_ipsec.node.configured_sas import AssociationSection
+
+# Who applies ESP: the kernel, with keys from IKE, or this process, with configured keys.
+IpsecKind = Literal["kernel", "userspace"]
 
 
 class _Section(BaseModel):
@@ -26,13 +31,14 @@ class IkeSection(_Section):
 
 
 class PeerSection(_Section):
-    """One mobile node as both ends describe it."""
+    """One mobile node as both ends describe it. ``associations``: for user-space IPsec only."""
 
     home_address: IPv6Address
     ipv4_home_address: IPv4Address | None = None
     signalling_reqid: int = Field(ge=1, le=0xFFFFFFFF)
     mirror_reqid: int = Field(ge=1, le=0xFFFFFFFF)
     data_reqid: int = Field(ge=1, le=0xFFFFFFFF)
+    associations: tuple[AssociationSection, ...] = Field(default=(), repr=False)
 
 
 class HomeAgentSection(_Section):
@@ -46,13 +52,23 @@ class MobileNodeConfig(_Section):
     control_socket: Path
     home_agent: HomeAgentSection
     mobile_node: PeerSection
-    ike: IkeSection
+    ipsec: IpsecKind = "kernel"
+    ike: IkeSection | None = None
     lifetime_s: int = Field(default=600, ge=4, le=4 * 0xFFFF)
     protect_data: bool = True
     handover_timeout_s: float = Field(default=15.0, gt=0)
 
+    @model_validator(mode="after")
+    def _one_source_of_keys(self) -> MobileNodeConfig:
+        _check_keys(self.ipsec, (self.mobile_node,))
+        if (self.ipsec == "kernel") != (self.ike is not None):
+            raise ValueError('a section "ike" belongs to ipsec = "kernel", and only there')
+        return self
+
     def peering(self) -> Peering:
-        return _peering(Role.MOBILE_NODE, self.home_agent, self.mobile_node, self.protect_data)
+        return _peering(
+            Role.MOBILE_NODE, self.home_agent, self.mobile_node, self.protect_data, self.ipsec
+        )
 
 
 class HomeAgentConfig(_Section):
@@ -64,15 +80,28 @@ class HomeAgentConfig(_Section):
     max_lifetime_s: int = Field(default=3600, ge=4, le=4 * 0xFFFF)
     nat_refresh_time_s: int = Field(default=110, ge=1)
     protect_data: bool = True
+    ipsec: IpsecKind = "kernel"
+
+    @model_validator(mode="after")
+    def _one_source_of_keys(self) -> HomeAgentConfig:
+        _check_keys(self.ipsec, self.mobile_nodes)
+        return self
 
     def peerings(self) -> tuple[Peering, ...]:
         return tuple(
-            _peering(Role.HOME_AGENT, self.home_agent, node, self.protect_data)
+            _peering(Role.HOME_AGENT, self.home_agent, node, self.protect_data, self.ipsec)
             for node in self.mobile_nodes
         )
 
 
-def _peering(role: Role, agent: HomeAgentSection, node: PeerSection, protect: bool) -> Peering:
+def _check_keys(ipsec: IpsecKind, nodes: tuple[PeerSection, ...]) -> None:
+    if ipsec == "kernel" and any(node.associations for node in nodes):
+        raise ValueError('"associations" belong to ipsec = "userspace": else IKE makes them')
+
+
+def _peering(
+    role: Role, agent: HomeAgentSection, node: PeerSection, protect: bool, ipsec: IpsecKind
+) -> Peering:
     return Peering(
         role=role,
         home_address=node.home_address,
@@ -81,6 +110,7 @@ def _peering(role: Role, agent: HomeAgentSection, node: PeerSection, protect: bo
         home_agent_ipv4=agent.home_agent_ipv4,
         reqids=Reqids(node.signalling_reqid, node.mirror_reqid, node.data_reqid),
         protect_data=protect,
+        moves_associations=ipsec == "userspace",  # nobody else is there to move them
     )
 
 
@@ -88,10 +118,16 @@ Config = TypeVar("Config", MobileNodeConfig, HomeAgentConfig)
 
 
 def load(path: Path, model: type[Config]) -> Config:
-    """Read a daemon's configuration. Raises ConfigError, with what is wrong and where."""
+    """Read a daemon's configuration. Raises ConfigError, with what is wrong and where; a file that
+    holds keys must not be others' to read."""
     try:
         with path.open("rb") as file:
-            return model.model_validate(tomllib.load(file))
+            config = model.model_validate(tomllib.load(file))
+            if config.ipsec == "userspace" and os.fstat(file.fileno()).st_mode & 0o077:
+                raise ConfigError(
+                    "it holds keys, and others may read it", path=path, hint=f"chmod 600 {path}"
+                )
+            return config
     except OSError as error:
         raise ConfigError(
             f"can't be read: {error.strerror}", path=path, hint="give the daemon's TOML file"

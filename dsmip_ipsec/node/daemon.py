@@ -29,6 +29,10 @@ from dsmip_ipsec.mobility.types import (
 from dsmip_ipsec.node.control import Command, ControlServer
 from dsmip_ipsec.node.signalling import MARK_MASK, MARK_PATTERN, SignallingPath
 from dsmip_ipsec.node.timer import DeadlineTimer
+from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
+from dsmip_ipsec.node.userspace_path import UserspacePath
+from dsmip_ipsec.userspace.engine import Mapping as PeerMapping
+from dsmip_ipsec.userspace.reconciler import UserspaceReconciler
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +55,21 @@ class EngineDaemon(ABC):
         reqids: tuple[Reqids, ...],
         control_socket: Path,
         commands: Mapping[str, Command],
+        userspace: UserspaceIpsec | None = None,
     ) -> None:
+        """``userspace``: IPsec in this process instead of in the kernel."""
         self._common_engine = engine
-        self._path = SignallingPath(
-            random_bits=secrets.randbits, accepts=self._accepts, on_message=self._on_message
-        )
-        self._reconciler = Reconciler(self._desired, reqids)
+        self._path: SignallingPath | UserspacePath
+        self._reconciler: Reconciler | UserspaceReconciler
+        if userspace is None:
+            self._path = SignallingPath(
+                random_bits=secrets.randbits, accepts=self._accepts, on_message=self._on_message
+            )
+            self._reconciler = Reconciler(self._desired, reqids)
+        else:
+            self._path = userspace.path(self._accepts, self._on_message, self._on_mapping)
+            self._reconciler = userspace.reconciler(self._desired)
+            commands = {**commands, "ipsec": userspace.describe}
         self._routing = Routing()
         self._timer = DeadlineTimer(engine.next_deadline, self._expire)
         self._control = ControlServer(control_socket, {**commands, "status": self._status})
@@ -107,6 +120,10 @@ class EngineDaemon(ABC):
     @abstractmethod
     def _follow(self, change: BindingChanged) -> None:
         """A binding changed; the reconciler is triggered afterwards, unless it is a refresh."""
+
+    def _on_mapping(self, mapping: PeerMapping) -> None:
+        """User-space IPsec only: a peer's ESP comes from elsewhere now."""
+        log.info("ESP of spi 0x%08x comes from %s now", mapping.key[1], mapping.source)
 
     @abstractmethod
     def _describe(self) -> dict[str, Any]:

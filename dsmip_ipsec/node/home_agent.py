@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Address
 from typing import Any
 
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
-from dsmip_ipsec.ipsec.model import SecurityAssociation
+from dsmip_ipsec.ipsec.model import Address, SecurityAssociation
 from dsmip_ipsec.ipsec.peering import Peering
+from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.mobility.home_agent import HomeAgent
 from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig as EngineConfig
 from dsmip_ipsec.mobility.home_agent_config import Subscriber
-from dsmip_ipsec.mobility.types import Binding, BindingChanged, Output
+from dsmip_ipsec.mobility.types import Binding, BindingChanged, OuterAddress, Output
 from dsmip_ipsec.node.config import HomeAgentConfig
+from dsmip_ipsec.node.configured_sas import associations
 from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
+from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
+from dsmip_ipsec.userspace.engine import Mapping
+
+log = logging.getLogger(__name__)
 
 
 class HomeAgentDaemon(EngineDaemon):
@@ -40,7 +48,28 @@ class HomeAgentDaemon(EngineDaemon):
         )
         self._bindings: dict[IPv6Address, Binding] = {}
         reqids = tuple(peering.reqids for peering in self._peerings.values())
-        super().__init__(self._engine, reqids, config.control_socket, {})
+        self._esp_care_of: dict[IPv6Address, OuterAddress] = {}
+        self._userspace = config.ipsec == "userspace"
+        self._delivering = asyncio.Lock()
+        agent = config.home_agent
+        super().__init__(
+            self._engine,
+            reqids,
+            config.control_socket,
+            {},
+            userspace=UserspaceIpsec(
+                (
+                    association
+                    for node in config.mobile_nodes
+                    for association in associations(
+                        self._peerings[node.home_address], node.associations
+                    )
+                ),
+                local_addresses=(agent.home_agent, agent.home_agent_ipv4),
+            )
+            if self._userspace
+            else None,
+        )
 
     async def stop(self) -> None:
         """Take everything down: no policy, mirror, route or rule of ours is left."""
@@ -61,6 +90,7 @@ class HomeAgentDaemon(EngineDaemon):
                 active=signalling,
                 binding=self._bindings.get(peering.home_address),
                 negotiated=mine,
+                esp_care_of=self._esp_care_of.get(peering.home_address),
             )
         return state
 
@@ -75,6 +105,35 @@ class HomeAgentDaemon(EngineDaemon):
             self._bindings[change.new.home_address] = change.new
         elif change.old is not None:
             self._bindings.pop(change.old.home_address, None)
+        home = change.new or change.old
+        if self._userspace and home is not None:
+            task = asyncio.ensure_future(self._deliver(home.home_address))
+            task.add_done_callback(self._delivered)
+
+    async def _deliver(self, home_address: IPv6Address) -> None:
+        """Lead payload for a mobile node into the TUN while it has a binding."""
+        peering = self._peerings[home_address]
+        ipv4 = peering.ipv4_home_address
+        addresses: list[Address] = [home_address, *([ipv4] if ipv4 is not None else [])]
+        async with self._delivering:
+            bound = home_address in self._bindings
+            await self._routing.deliver(TUN_NAME, addresses if bound else [], str(home_address))
+
+    @staticmethod
+    def _delivered(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("payload of a mobile node isn't routed: %s", error)
+
+    def _on_mapping(self, mapping: Mapping) -> None:
+        """RFC 5555 §5.1: ESP's care-of address is learnt from ESP."""
+        _, spi = mapping.key
+        reqid = next((sa.reqid for sa in self._reconciler.associations if sa.spi == spi), None)
+        for peering in self._peerings.values():
+            if reqid == peering.reqids.data and mapping.port is not None:
+                outer = OuterAddress(mapping.source, mapping.port)
+                log.info("ESP of %s comes from %s", peering.home_address, outer)
+                self._esp_care_of[peering.home_address] = outer
+                self._reconciler.trigger()
 
     def _describe(self) -> dict[str, Any]:
         return {"bindings": [binding_dict(binding) for binding in self._bindings.values()]}

@@ -26,8 +26,11 @@ from dsmip_ipsec.mobility.mobile_node import MobileNode
 from dsmip_ipsec.mobility.mobile_node_config import MobileNodeConfig as EngineConfig
 from dsmip_ipsec.mobility.types import Binding, BindingChanged, Output
 from dsmip_ipsec.node.config import MobileNodeConfig
+from dsmip_ipsec.node.configured_sas import associations
 from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
+from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
+from dsmip_ipsec.node.userspace_path import UserspacePath
 
 # For charon to drop an IKE_SA; the peer isn't waited for.
 STOP_TIMEOUT_S = 1.0
@@ -39,7 +42,10 @@ class MobileNodeDaemon(EngineDaemon):
     def __init__(self, config: MobileNodeConfig) -> None:
         self._config = config
         self._peering = config.peering()
-        self._driver = ViciDriver(config.ike.vici_socket)
+        ike = config.ike
+        self._driver = ViciDriver(ike.vici_socket) if ike is not None else None
+        self._connection = ike.connection if ike is not None else ""
+        self._ike_timeout_s = ike.timeout_s if ike is not None else 0.0
         home = self._peering.ipv4_home_address
         self._engine = MobileNode(
             EngineConfig(
@@ -61,6 +67,11 @@ class MobileNodeDaemon(EngineDaemon):
             (self._peering.reqids,),
             config.control_socket,
             {"attach": self._attach, "deregister": self._deregister},
+            userspace=UserspaceIpsec(
+                associations(self._peering, config.mobile_node.associations), keeps_alive=True
+            )
+            if config.ipsec == "userspace"
+            else None,
         )
 
     async def stop(self) -> None:
@@ -68,11 +79,9 @@ class MobileNodeDaemon(EngineDaemon):
 
         Its mirrors would be made anew by the next daemon, with sequence numbers from 1: replays.
         """
-        if self._active:
+        if self._active and self._driver is not None:
             with contextlib.suppress(IkeError):
-                await self._driver.terminate(
-                    self._config.ike.connection, timeout=STOP_TIMEOUT_S, force=True
-                )
+                await self._driver.terminate(self._connection, timeout=STOP_TIMEOUT_S, force=True)
         self._active, self._binding = False, None
         await super().stop()
 
@@ -143,12 +152,13 @@ class MobileNodeDaemon(EngineDaemon):
             await self._reconciler.reconcile()
             await self._routing.payload(TUN_NAME, self._home_addresses())
             await self._routing.use(attachment, self._peering.home_agent_ipv4)
-            await self._driver.establish(
-                self._config.ike.connection,
-                data=self._peering.protect_data,
-                timeout=self._config.ike.timeout_s,
-            )
-            reached("ike")
+            if self._driver is not None:
+                await self._driver.establish(
+                    self._connection,
+                    data=self._peering.protect_data,
+                    timeout=self._ike_timeout_s,
+                )
+                reached("ike")
             await self._reconciler.reconcile()
         self._binding_changed.clear()
         self._carry_out(self._engine.attach(care_of_address, now=self._now()))
@@ -156,9 +166,11 @@ class MobileNodeDaemon(EngineDaemon):
         reached("binding")
         previous, self._attachment = self._attachment, attachment
         await self._routing.use(attachment, self._peering.home_agent_ipv4)
-        if self._peering.protect_data:
+        if self._peering.protect_data and self._driver is not None:
             await self._data_moved(care_of_address)
         await self._reconciler.reconcile()
+        if isinstance(self._path, UserspacePath):
+            self._path.announce()
         reached("sas")
         if previous is not None and previous != attachment:
             self._path.unbind(previous.care_of_address)
@@ -207,10 +219,8 @@ class MobileNodeDaemon(EngineDaemon):
                 self._binding_changed.clear()
                 self._carry_out(self._engine.deregister(self._now()))
                 await self._unbound()
-            if self._attachment is not None:
-                await self._driver.terminate(
-                    self._config.ike.connection, timeout=self._config.ike.timeout_s
-                )
+            if self._attachment is not None and self._driver is not None:
+                await self._driver.terminate(self._connection, timeout=self._ike_timeout_s)
             await self._routing.no_payload()
             self._active = False
             await self._reconciler.reconcile(settled=True)

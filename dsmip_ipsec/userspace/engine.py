@@ -228,6 +228,23 @@ class Engine:
         entry.octets += len(packet)
         return (outer,)
 
+    def dummies(self) -> tuple[bytes, ...]:
+        """A dummy packet (RFC 4303 §2.6) for each tunnel SA that outbound policies lead to."""
+        found: dict[Key, Entry] = {}
+        for policy in self._policies.all():
+            template = policy.template
+            if policy.direction is not Direction.OUT or template is None:
+                continue
+            for entry in self._associations:
+                sa = entry.association
+                if (
+                    sa.mode is Mode.TUNNEL
+                    and satisfies(sa, template)
+                    and not template.source.is_unspecified
+                ):
+                    found[sa.key] = entry
+        return tuple(esp_packet.dummy(entry.sender) for entry in found.values())
+
     # --- inbound ---
 
     def inbound(self, packet: bytes) -> bytes | Drop:
