@@ -15,7 +15,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping strongswan-swanctl \
             charon-systemd libstrongswan-standard-plugins openssl tshark tcpdump
 
-.PHONY: lab test test-unit test-kernel test-handover test-faults bench lint install packages clean
+.PHONY: lab test test-unit test-userspace test-kernel test-handover test-faults bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -30,6 +30,7 @@ lab: install
 test: install
 	$(MAKE) test-unit
 	$(MAKE) test-handover
+	$(MAKE) test-userspace
 	@echo "Now kernel tests and faults, side by side: five minutes."
 	$(MAKE) -j2 --output-sync=target test-kernel test-faults
 
@@ -38,6 +39,11 @@ test-unit: install
 
 test-handover: install
 	$(BIN)/pytest -q tests/lab/test_nat_handover.py
+
+# On this machine's own kernel, which needs no ESP for it, but root; else in a guest.
+test-userspace: install
+	$(if $(filter 0,$(shell id -u)),$(BIN)/pytest,$(BIN)/python -m dsmip_ipsec.lab.guest_pytest) \
+	  -q tests/lab/test_userspace.py
 
 test-kernel: install
 	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q tests/kernel
