@@ -18,6 +18,9 @@ from dsmip_ipsec.ipsec.model import (
     Action,
     Address,
     Direction,
+    Extension,
+    ExtensionState,
+    ExtensionTemplate,
     MobilityHeaderType,
     Mode,
     Network,
@@ -44,17 +47,20 @@ _ANYWHERE: dict[int, Network] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0
 @dataclass(frozen=True, slots=True)
 class DesiredState:
     """``policies`` by their key; ``associations`` (beside those that IKE installs) by theirs;
-    ``placed``: where the data SAs that IKE installed have to be, if they are ours to move."""
+    ``placed``: where the data SAs that IKE installed have to be, if they are ours to move;
+    ``extensions``: states for Mobile IPv6's extension headers, by their key."""
 
     policies: tuple[Policy, ...] = ()
     associations: tuple[SecurityAssociation, ...] = ()
     placed: tuple[SecurityAssociation, ...] = ()
+    extensions: tuple[ExtensionState, ...] = ()
 
     def __add__(self, other: DesiredState) -> DesiredState:
         return DesiredState(
             self.policies + other.policies,
             self.associations + other.associations,
             self.placed + other.placed,
+            self.extensions + other.extensions,
         )
 
 
@@ -65,13 +71,19 @@ def desired(
     binding: Binding | None,
     negotiated: Iterable[SecurityAssociation],
     esp_care_of: OuterAddress | None = None,
+    at_home: bool = False,
+    signalling_care_of: IPv6Address | None = None,
 ) -> DesiredState:
     """Return what this end must have.
 
     ``active``: this end takes part in mobility for that peer (the MN is away from home; the HA
     has a signalling SA with it). ``negotiated``: the SAs of this peering that IKE has installed,
     newest first; others are ignored. ``esp_care_of``: where the mobile node's ESP was last heard
-    from, at the home agent (see ``placement``).
+    from, at the home agent (see ``placement``). ``at_home``: the mobile node is on its home link,
+    where payload needs no tunnel; BU and BA stay protected. ``signalling_care_of``: the care-of
+    address that the mobile node's next BU leaves from natively, with a home address option; None
+    when it goes in UDP over IPv4 or from the home link. Reconcile after changing it and before
+    sending.
     """
     if not active and binding is None:
         return DesiredState()
@@ -79,11 +91,12 @@ def desired(
     signalling = [sa for sa in associations if sa.reqid == peering.reqids.signalling]
     mirrors = tuple(_mirror(peering, sa) for sa in signalling if sa.mode is Mode.TUNNEL)
     reqid = peering.reqids.mirror if mirrors else peering.reqids.signalling
-    policies = _signalling_policies(peering, reqid if signalling else None)
+    extensions = _extension_states(peering, signalling_care_of)
+    policies = _signalling_policies(peering, reqid if signalling else None, extensions)
     placed: tuple[SecurityAssociation, ...] = ()
     # The HA intercepts payload only while a binding exists (RFC 6275 §10.4.1); the MN must not
     # send payload in clear at any time while it is away.
-    if binding is not None or peering.role is Role.MOBILE_NODE:
+    if binding is not None or (peering.role is Role.MOBILE_NODE and not at_home):
         policies += _home_agent_policies(peering)
         if peering.protect_data:
             data = [sa for sa in associations if sa.reqid == peering.reqids.data]
@@ -92,7 +105,40 @@ def desired(
                 data = list(placed)
             sending = next((sa for sa in data if outbound(peering, sa)), None)
             policies += _payload_policies(peering, sending if binding is not None else None)
-    return DesiredState(tuple(policies), mirrors, placed)
+    return DesiredState(tuple(policies), mirrors, placed, extensions)
+
+
+def _extension_states(
+    peering: Peering, signalling_care_of: IPv6Address | None
+) -> tuple[ExtensionState, ...]:
+    """What lets BU and BA travel natively between care-of address and home agent.
+
+    Inbound with a wildcard care-of address: a BU from anywhere and its BA, also a refusal, must
+    pass. The kernel takes such a header only under a policy that names it, ours wants ESP too.
+    Outbound only the mobile node needs a state: the home agent's socket gives each BA its routing
+    header itself, since a refusal goes to a care-of address that isn't bound.
+    """
+    if not peering.native_signalling:
+        return ()
+    home, agent, reqid = peering.home_address, peering.home_agent, peering.reqids.mirror
+    option, routing = Extension.HOME_ADDRESS_OPTION, Extension.TYPE2_ROUTING
+    any_address = IPv6Address(0)
+    if peering.role is Role.HOME_AGENT:
+        return (ExtensionState(option, home, agent, any_address, reqid),)
+    states: tuple[ExtensionState, ...] = (ExtensionState(routing, agent, home, any_address, reqid),)
+    if signalling_care_of is not None:
+        states += (ExtensionState(option, home, agent, signalling_care_of, reqid),)
+    return states
+
+
+def _extension_template(
+    states: tuple[ExtensionState, ...], source: IPv6Address, destination: IPv6Address, *, sent: bool
+) -> ExtensionTemplate | None:
+    """What a policy from ``source`` to ``destination`` says of the extension header."""
+    for state in states:
+        if (state.source, state.destination) == (source, destination):
+            return ExtensionTemplate(state.extension, state.reqid, required=sent)
+    return None
 
 
 def _mirror(peering: Peering, negotiated: SecurityAssociation) -> SecurityAssociation:
@@ -115,7 +161,9 @@ def _mirror(peering: Peering, negotiated: SecurityAssociation) -> SecurityAssoci
     )
 
 
-def _signalling_policies(peering: Peering, reqid: int | None) -> list[Policy]:
+def _signalling_policies(
+    peering: Peering, reqid: int | None, extensions: tuple[ExtensionState, ...]
+) -> list[Policy]:
     """RFC 5555 §5.2.1's SPD entries: BU one way, BA the other, ESP transport mode.
 
     ``reqid``: of the SAs to use; None: there are none, so block. Binding Refresh Request and
@@ -145,10 +193,17 @@ def _signalling_policies(peering: Peering, reqid: int | None) -> list[Policy]:
             Selector(ip_network(source), ip_network(destination), IPPROTO_MH, message),
             PRIORITY_SIGNALLING,
             Action.PROTECT if reqid is not None else Action.BLOCK,
-            Template(Mode.TRANSPORT, source, destination, reqid) if reqid is not None else None,
+            Template(
+                Mode.TRANSPORT, source, destination, reqid,
+                _extension_template(
+                    extensions, source, destination, sent=direction is Direction.OUT
+                ),
+            )
+            if reqid is not None
+            else None,
         )
         for direction, source, destination, message in rows
-    ]
+    ]  # fmt: skip
 
 
 def _home_addresses(peering: Peering) -> list[tuple[Address, Address]]:

@@ -47,6 +47,17 @@ class MobilityHeaderType(Enum):
     BINDING_ERROR = 7
 
 
+class Extension(Enum):
+    """IPv6 extension headers of Mobile IPv6 that the kernel adds and takes like IPsec's.
+
+    RFC 6275 §6.3 and §6.4: the first lets a mobile node's packet travel from its care-of address
+    with ESP keyed on the home address, the second leads the answer to the care-of address.
+    """
+
+    HOME_ADDRESS_OPTION = "home address option"
+    TYPE2_ROUTING = "type 2 routing header"
+
+
 class SecretKey:
     """Key octets that never print.
 
@@ -108,8 +119,24 @@ class Selector:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtensionTemplate:
+    """The extension header that a policy asks for outside ESP.
+
+    ``required`` False, possible inbound only: a packet may come without it, as it does inside UDP
+    over IPv4, but with it only under this policy.
+    """
+
+    extension: Extension
+    reqid: int
+    required: bool
+
+    def __str__(self) -> str:
+        return f"{'with' if self.required else 'with or without'} {self.extension.value}"
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
-    """The SA that a policy asks for (always ESP).
+    """The SA that a policy asks for (always ESP), and perhaps an extension header outside it.
 
     Unspecified addresses (:: or 0.0.0.0) are wildcards, possible inbound only: an inbound
     template with wildcards stays true at every handover, and matches SAs whose address has
@@ -120,10 +147,12 @@ class Template:
     source: Address
     destination: Address
     reqid: int
+    extension: ExtensionTemplate | None = None
 
     def __str__(self) -> str:
         ends = "any" if self.source.is_unspecified else f"{self.source} -> {self.destination}"
-        return f"esp {self.mode.value} {ends} reqid {self.reqid}"
+        text = f"esp {self.mode.value} {ends} reqid {self.reqid}"
+        return text if self.extension is None else f"{text} {self.extension}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,3 +231,32 @@ class SecurityAssociation:
         if self.encapsulation is not None:
             text += f" {self.encapsulation}"
         return text
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionState:
+    """The kernel's leave to add or to take an extension header of Mobile IPv6, one direction.
+
+    ``source`` and ``destination`` are home address and home agent (or the other way round), as
+    they stand inside. ``care_of_address`` is what the kernel writes outside; the unspecified
+    address, possible inbound only, takes any: the first BU from a new care-of address has to
+    arrive, and what it says is believed by the engine only after ESP.
+    """
+
+    extension: Extension
+    source: IPv6Address
+    destination: IPv6Address
+    care_of_address: IPv6Address
+    reqid: int
+
+    @property
+    def key(self) -> tuple[Extension, IPv6Address, IPv6Address]:
+        """What the kernel knows such a state by."""
+        return self.extension, self.source, self.destination
+
+    def __str__(self) -> str:
+        where = "any" if self.care_of_address.is_unspecified else str(self.care_of_address)
+        return (
+            f"{self.extension.value} {self.source} -> {self.destination} care-of {where} "
+            f"reqid {self.reqid}"
+        )

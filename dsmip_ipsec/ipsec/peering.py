@@ -20,7 +20,8 @@ class Reqids:
 
     ``signalling``: what IKE negotiates for BU and BA (RFC 5555 §5.2.1), in transport mode, or,
     behind a NAT, in tunnel mode for us to mirror (docs/decisions.md). ``mirror``: our mirrors,
-    told from IKE's own SAs by it. ``data``: the tunnel SAs of §5.2.2.
+    told from IKE's own SAs by it, and with them the states for Mobile IPv6's extension headers.
+    ``data``: the tunnel SAs of §5.2.2.
     """
 
     signalling: int
@@ -47,6 +48,9 @@ class Peering:
     (RFC 5555 §5.1)."""
     home_agent_behind_nat: bool = False
     """RFC 5555 §1.3, scenario 3: ESP then needs UDP wherever the mobile node is."""
+    native_signalling: bool = True
+    """The mobile node may also be in IPv6 networks, where BU and BA travel natively. False on a
+    kernel without MIPv6 (module mip6): then no state for its extension headers is wanted."""
 
 
 def outbound(peering: Peering, association: SecurityAssociation) -> bool:

@@ -10,19 +10,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeAlias
 
 from dsmip_ipsec.ipsec.desired import DesiredState
-from dsmip_ipsec.ipsec.model import Action, Mode, Policy, SecurityAssociation
+from dsmip_ipsec.ipsec.model import Action, ExtensionState, Mode, Policy, SecurityAssociation
 from dsmip_ipsec.wire.ip import IPPROTO_MH
+
+_EXTENSIONS = "RFC 6275 §6.3, §6.4"
 
 
 class Verb(Enum):
     ADD_ASSOCIATION = "add sa"
     MOVE_ASSOCIATION = "move sa"
     DELETE_ASSOCIATION = "delete sa"
+    ADD_EXTENSION = "add extension"
+    UPDATE_EXTENSION = "update extension"
+    DELETE_EXTENSION = "delete extension"
     ADD_POLICY = "add policy"
     UPDATE_POLICY = "update policy"
     DELETE_POLICY = "delete policy"
+
+
+Subject: TypeAlias = Policy | SecurityAssociation | ExtensionState
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +40,10 @@ class Operation:
     (updated or moved), and why."""
 
     verb: Verb
-    subject: Policy | SecurityAssociation
+    subject: Subject
     reason: str
     reference: str
-    before: Policy | SecurityAssociation | None = None
+    before: Subject | None = None
 
     def __str__(self) -> str:
         return f"{self.verb.value}: {self.subject} ({self.reason}; {self.reference})"
@@ -59,6 +68,7 @@ def plan(current: DesiredState, wanted: DesiredState) -> tuple[Operation, ...]:
         "IKE has negotiated it",
     )
     operations += _moves(current.placed, wanted.placed)
+    operations += _new_extensions(current, wanted)
     for key, policy in want.items():
         old = have.get(key)
         if old is None:
@@ -70,12 +80,36 @@ def plan(current: DesiredState, wanted: DesiredState) -> tuple[Operation, ...]:
         for key, policy in have.items()
         if key not in want
     ]
+    operations += _old_extensions(current, wanted)
     operations += _associations(
         Verb.DELETE_ASSOCIATION,
         (sa for key, sa in have_sas.items() if key not in want_sas),
         "IKE has deleted its origin",
     )
     return tuple(operations)
+
+
+def _new_extensions(current: DesiredState, wanted: DesiredState) -> list[Operation]:
+    have = {state.key: state for state in current.extensions}
+    operations = []
+    for state in wanted.extensions:
+        old = have.get(state.key)
+        if old is None:
+            reason = "BU and BA travel natively over IPv6"
+            operations.append(Operation(Verb.ADD_EXTENSION, state, reason, _EXTENSIONS))
+        elif old != state:
+            reason = "the next BU leaves from another care-of address"
+            operations.append(Operation(Verb.UPDATE_EXTENSION, state, reason, _EXTENSIONS, old))
+    return operations
+
+
+def _old_extensions(current: DesiredState, wanted: DesiredState) -> list[Operation]:
+    want = {state.key for state in wanted.extensions}
+    return [
+        Operation(Verb.DELETE_EXTENSION, state, "no BU leaves natively any more", _EXTENSIONS)
+        for state in current.extensions
+        if state.key not in want
+    ]
 
 
 def _moves(

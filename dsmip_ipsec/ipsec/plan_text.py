@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dsmip_ipsec.ipsec.model import Action, Mode, Policy, SecurityAssociation, Selector
-from dsmip_ipsec.ipsec.plan import Operation, Verb
+from dsmip_ipsec.ipsec.model import (
+    Action,
+    Extension,
+    ExtensionState,
+    Mode,
+    Policy,
+    SecurityAssociation,
+    Selector,
+)
+from dsmip_ipsec.ipsec.plan import Operation, Subject, Verb
 from dsmip_ipsec.wire.ip import IPPROTO_MH
 
-_SIGNS = {
-    Verb.ADD_ASSOCIATION: "+",
-    Verb.ADD_POLICY: "+",
-    Verb.UPDATE_POLICY: "~",
-    Verb.MOVE_ASSOCIATION: "~",
-    Verb.DELETE_POLICY: "-",
-    Verb.DELETE_ASSOCIATION: "-",
-}
+# The first word of a verb's name tells.
+_SIGNS = {"add": "+", "update": "~", "move": "~", "delete": "-"}
+# What iproute2 calls them.
+_EXTENSIONS = {Extension.HOME_ADDRESS_OPTION: "hao", Extension.TYPE2_ROUTING: "route2"}
+
+
+def _sign(verb: Verb) -> str:
+    return _SIGNS[verb.value.split()[0]]
 
 
 def as_text(operations: Iterable[Operation]) -> str:
@@ -27,7 +35,7 @@ def as_text(operations: Iterable[Operation]) -> str:
 
 def _paragraph(number: int, operation: Operation) -> str:
     subject, before = operation.subject, operation.before
-    lines = [f"{number:2} {_SIGNS[operation.verb]} {operation.verb.value} {_name(subject)}"]
+    lines = [f"{number:2} {_sign(operation.verb)} {operation.verb.value} {_name(subject)}"]
     if before is not None:
         lines += [f"      was  {_rest(before)}", f"      now  {_rest(subject)}"]
     else:
@@ -36,16 +44,21 @@ def _paragraph(number: int, operation: Operation) -> str:
     return "\n".join(lines)
 
 
-def _name(subject: Policy | SecurityAssociation) -> str:
+def _name(subject: Subject) -> str:
     if isinstance(subject, Policy):
         return f"{subject.direction.value} {subject.selector}"
+    if isinstance(subject, ExtensionState):
+        return f"{subject.extension.value} {subject.source} -> {subject.destination}"
     return f"0x{subject.spi:08x} {subject.mode.value} reqid {subject.reqid}"
 
 
-def _rest(subject: Policy | SecurityAssociation) -> str:
+def _rest(subject: Subject) -> str:
     if isinstance(subject, Policy):
         what = "block" if subject.template is None else str(subject.template)
         return f"{what}, priority {subject.priority}"
+    if isinstance(subject, ExtensionState):
+        anywhere = subject.care_of_address.is_unspecified
+        return f"care-of address {'any' if anywhere else subject.care_of_address}"
     outer = "esp" if subject.encapsulation is None else f"esp in {subject.encapsulation}"
     return f"{subject.source} -> {subject.destination}, {outer}"
 
@@ -64,7 +77,7 @@ def as_json(operations: Iterable[Operation]) -> list[dict[str, Any]]:
     ]
 
 
-def _values(subject: Policy | SecurityAssociation) -> dict[str, Any]:
+def _values(subject: Subject) -> dict[str, Any]:
     if isinstance(subject, Policy):
         selector, template = subject.selector, subject.template
         message = selector.mobility_header_type
@@ -83,7 +96,21 @@ def _values(subject: Policy | SecurityAssociation) -> dict[str, Any]:
                 "source": str(template.source),
                 "destination": str(template.destination),
                 "reqid": template.reqid,
+                "extension": None
+                if template.extension is None
+                else {
+                    "header": template.extension.extension.value,
+                    "required": template.extension.required,
+                },
             },
+        }
+    if isinstance(subject, ExtensionState):
+        return {
+            "extension": subject.extension.value,
+            "source": str(subject.source),
+            "destination": str(subject.destination),
+            "care_of_address": str(subject.care_of_address),
+            "reqid": subject.reqid,
         }
     encapsulation = subject.encapsulation
     return {
@@ -123,6 +150,8 @@ def _commands(operation: Operation) -> list[str]:
             return [f"ip xfrm policy delete {where}"]
         # "update" also adds: what counts is that there is one such policy.
         return [f"ip xfrm policy update {where} priority {subject.priority}{_template(subject)}"]
+    if isinstance(subject, ExtensionState):
+        return [_extension(operation.verb, subject)]
     if operation.verb is Verb.DELETE_ASSOCIATION:
         return [_delete(subject)]
     if isinstance(before, SecurityAssociation):
@@ -146,10 +175,23 @@ def _template(policy: Policy) -> str:
     template = policy.template
     if policy.action is Action.BLOCK or template is None:
         return " action block"
-    return (
+    text = (
         f" tmpl src {template.source} dst {template.destination} proto esp "
         f"reqid {template.reqid} mode {template.mode.value}"
     )
+    if template.extension is not None:
+        outer = template.extension
+        text += f" tmpl src :: dst :: proto {_EXTENSIONS[outer.extension]} reqid {outer.reqid}"
+        text += f" mode ro level {'required' if outer.required else 'use'}"
+    return text
+
+
+def _extension(verb: Verb, state: ExtensionState) -> str:
+    where = f"src {state.source} dst {state.destination} proto {_EXTENSIONS[state.extension]}"
+    if verb is Verb.DELETE_EXTENSION:
+        return f"ip xfrm state delete {where}"
+    what = "add" if verb is Verb.ADD_EXTENSION else "update"
+    return f"ip xfrm state {what} {where} reqid {state.reqid} mode ro coa {state.care_of_address}"
 
 
 def _add(sa: SecurityAssociation) -> str:

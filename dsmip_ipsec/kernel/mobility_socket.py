@@ -9,6 +9,12 @@ into IPsec and out of it, and likewise for the BA. Two sockets do it on an unmod
 * outbound, the Mobility Header is sent with a mark, by which a routing rule leads it into a TUN
   interface after ESP, and with a flow label, which ESP transport mode leaves as it is and by which
   the reader of the TUN knows the message again.
+
+Natively over IPv6 (RFC 6275) the kernel's MIPv6 does the rest: a state adds the home address option
+to a BU (``ipsec.desired``), another takes it off at the home agent, and the option that the socket
+then sees holds the care-of address, since the kernel has exchanged the two. The type 2 routing
+header of a BA is given with the message: policies and SAs are those of the home address, the
+route is the care-of address's.
 """
 
 from __future__ import annotations
@@ -18,8 +24,9 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
-from dsmip_ipsec.errors import KernelError
-from dsmip_ipsec.wire.ip import IPPROTO_MH
+from dsmip_ipsec.errors import KernelError, WireError
+from dsmip_ipsec.wire.exthdr import encode_type2_routing, parse_extension_headers
+from dsmip_ipsec.wire.ip import IPPROTO_DSTOPTS, IPPROTO_MH
 
 # Not in Python's socket module: asm-generic/socket.h, linux/in6.h.
 _SO_RCVMARK = 75
@@ -28,19 +35,29 @@ _IPV6_TRANSPARENT = 75
 _MARK = struct.Struct("=I")
 _FLOWINFO = struct.Struct("!I")
 _PKTINFO = struct.Struct("=16si")
-_ANCILLARY = socket.CMSG_SPACE(_MARK.size) + socket.CMSG_SPACE(_PKTINFO.size)
+_MAX_EXTENSION = 8 + 255 * 8  # octets of an extension header
+_ANCILLARY = (
+    socket.CMSG_SPACE(_MARK.size)
+    + socket.CMSG_SPACE(_PKTINFO.size)
+    + socket.CMSG_SPACE(_MAX_EXTENSION)
+)
 
 MAX_MESSAGE = 2048  # a Mobility Header has at most 8 + 255 * 8 octets (RFC 6275 §6.1.1)
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMobility:
-    """A Mobility Header as it left ESP. ``mark`` is 0 when the packet wasn't injected by us."""
+    """A Mobility Header as it left ESP. ``mark`` is 0 when the packet wasn't injected by us.
+
+    ``care_of_address`` is where a packet with a home address option came from; ``source`` is then
+    the home address.
+    """
 
     source: IPv6Address
     destination: IPv6Address
     mark: int
     message: bytes
+    care_of_address: IPv6Address | None = None
 
 
 class MobilitySocket:
@@ -61,6 +78,7 @@ class MobilitySocket:
         try:
             self._mobility.setblocking(False)
             self._mobility.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            self._mobility.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVDSTOPTS, 1)
             self._mobility.setsockopt(socket.SOL_SOCKET, _SO_RCVMARK, 1)
             self._injection = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW)
             self._injection.setblocking(False)
@@ -126,6 +144,37 @@ class MobilitySocket:
             (socket.IPPROTO_IPV6, _IPV6_FLOWINFO, _FLOWINFO.pack(flow_label)),
             (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO.pack(source.packed, 0)),
         ]
+        self._send(message, ancillary, source, destination)
+
+    def send_native(
+        self,
+        message: bytes,
+        source: IPv6Address,
+        destination: IPv6Address,
+        *,
+        care_of_address: IPv6Address | None = None,
+    ) -> None:
+        """Send a Mobility Header through the ESP policy and over IPv6, between home address and
+        home agent.
+
+        ``care_of_address``: of the mobile node that a home agent answers: the message goes there,
+        with a type 2 routing header. A mobile node's home address option comes from the state for
+        it. Raises KernelError as :meth:`send` does.
+        """
+        ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO.pack(source.packed, 0))]
+        if care_of_address is not None:
+            # The kernel exchanges this address with the destination before it looks for a route.
+            header = encode_type2_routing(care_of_address, 0)
+            ancillary.append((socket.IPPROTO_IPV6, socket.IPV6_RTHDR, header))
+        self._send(message, ancillary, source, destination)
+
+    def _send(
+        self,
+        message: bytes,
+        ancillary: list[tuple[int, int, bytes]],
+        source: IPv6Address,
+        destination: IPv6Address,
+    ) -> None:
         try:
             self._mobility.sendmsg([message], ancillary, 0, (str(destination), 0))
         except OSError as error:
@@ -141,11 +190,21 @@ class MobilitySocket:
             message, ancillary, _, sender = self._mobility.recvmsg(MAX_MESSAGE, _ANCILLARY)
         except BlockingIOError:
             return None
-        mark, destination = 0, IPv6Address(0)
+        mark, destination, care_of_address = 0, IPv6Address(0), None
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SO_MARK:
                 (mark,) = _MARK.unpack(data)
             elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
                 destination = IPv6Address(_PKTINFO.unpack(data)[0])
+            elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_DSTOPTS:
+                care_of_address = _home_address_option(data) or care_of_address
         source = IPv6Address(sender[0].partition("%")[0])
-        return ReceivedMobility(source, destination, mark, message)
+        return ReceivedMobility(source, destination, mark, message, care_of_address)
+
+
+def _home_address_option(header: bytes) -> IPv6Address | None:
+    """The address in the home address option of a destination options header (RFC 6275 §6.3)."""
+    try:
+        return parse_extension_headers(IPPROTO_DSTOPTS, header)[0].home_address
+    except WireError:  # the kernel has checked it, and took it as having none
+        return None

@@ -21,7 +21,7 @@ from typing import Any
 
 from dsmip_ipsec.errors import KernelError
 from dsmip_ipsec.ipsec.desired import PRIORITY_BAND, DesiredState
-from dsmip_ipsec.ipsec.model import Policy, SecurityAssociation
+from dsmip_ipsec.ipsec.model import ExtensionState, Policy, SecurityAssociation
 from dsmip_ipsec.ipsec.peering import Reqids
 from dsmip_ipsec.ipsec.plan import Operation, Verb, plan
 from dsmip_ipsec.kernel import translate
@@ -205,7 +205,10 @@ class Reconciler:
             if model is not None:
                 known.append(model)
         placed = tuple(sa for sa in self._live.values() if sa.reqid in self._data)
-        return DesiredState(tuple(known), _models(ours), placed)
+        extensions = (translate.extension_back(state) for state in ours)
+        return DesiredState(
+            tuple(known), _models(ours), placed, tuple(e for e in extensions if e is not None)
+        )
 
     def _with_lingering(self, live: Associations) -> Associations:
         """``live``, and the SAs that vanished less than LINGER_S ago and haven't come back."""
@@ -271,7 +274,12 @@ def _request(operation: Operation) -> Request[None]:
         if operation.verb is Verb.UPDATE_POLICY:
             return verbs.update_policy(policy)
         return verbs.delete_policy(policy.id)
-    state = translate.state(subject)
-    if operation.verb is Verb.ADD_ASSOCIATION:
+    if isinstance(subject, ExtensionState):
+        state = translate.extension(subject)
+    else:
+        state = translate.state(subject)
+    if operation.verb in (Verb.ADD_ASSOCIATION, Verb.ADD_EXTENSION):
         return verbs.add_state(state)
+    if operation.verb is Verb.UPDATE_EXTENSION:
+        return verbs.update_state(state)
     return verbs.delete_state(state.id)

@@ -36,6 +36,10 @@ RULE_SIGNALLING = 5550
 RULE_ATTACHMENT = 5560
 PAYLOAD_METRIC = 55550
 
+# IFA_F_NODAD: the home agent defends it (RFC 6275 §10.3). IFA_F_HOMEADDRESS: without it the kernel
+# takes no type 2 routing header for the address, and with it prefers it as source (RFC 6724 §5).
+_HOME_ADDRESS_FLAGS = 0x02 | 0x10
+
 Address = IPv4Address | IPv6Address
 
 
@@ -131,7 +135,7 @@ class Routing:
                     "family": _family(address),
                 }
                 if address.version == 6:
-                    spec["flags"] = 0x02  # IFA_F_NODAD: the home agent defends it (RFC 6275 §10.3)
+                    spec["flags"] = _HOME_ADDRESS_FLAGS
                 await self._ipr.addr("replace", **spec)
                 self._addresses.append(spec)
 

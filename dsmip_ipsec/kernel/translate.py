@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address
+
 from dsmip_ipsec.ipsec import model
 from dsmip_ipsec.xfrm import types as xfrm
 from dsmip_ipsec.xfrm.constants import Action, Direction, Mode, Protocol
@@ -14,6 +16,11 @@ _DIRECTIONS = {
 _DIRECTIONS_BACK = {value: key for key, value in _DIRECTIONS.items()}
 _MODES = {model.Mode.TRANSPORT: Mode.TRANSPORT, model.Mode.TUNNEL: Mode.TUNNEL}
 _MODES_BACK = {value: key for key, value in _MODES.items()}
+_EXTENSIONS = {
+    model.Extension.HOME_ADDRESS_OPTION: Protocol.DSTOPTS,
+    model.Extension.TYPE2_ROUTING: Protocol.ROUTING,
+}
+_EXTENSIONS_BACK = {value: key for key, value in _EXTENSIONS.items()}
 
 
 def selector(value: model.Selector) -> xfrm.Selector:
@@ -36,6 +43,9 @@ def policy(value: model.Policy) -> xfrm.Policy:
                 wanted.source, wanted.destination, mode=_MODES[wanted.mode], reqid=wanted.reqid
             ),
         )
+        if wanted.extension is not None:
+            # Templates go from the inside to the outside: the header stands before ESP.
+            templates += (_extension_template(wanted.extension),)
     return xfrm.Policy(
         _DIRECTIONS[value.direction],
         selector(value.selector),
@@ -45,11 +55,52 @@ def policy(value: model.Policy) -> xfrm.Policy:
     )
 
 
+def _extension_template(value: model.ExtensionTemplate) -> xfrm.Template:
+    anything = IPv6Address(0)
+    return xfrm.Template(
+        anything,
+        anything,
+        protocol=_EXTENSIONS[value.extension],
+        mode=Mode.ROUTE_OPTIMIZATION,
+        reqid=value.reqid,
+        optional=not value.required,
+    )
+
+
+def extension(value: model.ExtensionState) -> xfrm.State:
+    """Such a state has no SPI and no algorithms."""
+    return xfrm.State(
+        destination=value.destination,
+        source=value.source,
+        spi=0,
+        protocol=_EXTENSIONS[value.extension],
+        mode=Mode.ROUTE_OPTIMIZATION,
+        reqid=value.reqid,
+        care_of_address=value.care_of_address,
+    )
+
+
+def extension_back(value: xfrm.State) -> model.ExtensionState | None:
+    """The model of a kernel state; None for one of another kind."""
+    kind = _EXTENSIONS_BACK.get(value.protocol)
+    ends = value.source, value.destination, value.care_of_address
+    if kind is None or value.mode is not Mode.ROUTE_OPTIMIZATION:
+        return None
+    source, destination, care_of = ends
+    if not (
+        isinstance(source, IPv6Address)
+        and isinstance(destination, IPv6Address)
+        and isinstance(care_of, IPv6Address)
+    ):
+        return None
+    return model.ExtensionState(kind, source, destination, care_of, value.reqid)
+
+
 def policy_back(value: xfrm.Policy) -> model.Policy | None:
     """The model of a kernel policy; None for one that we could not have written."""
     source, destination = value.selector.source, value.selector.destination
     direction = _DIRECTIONS_BACK.get(value.direction)
-    if source is None or destination is None or direction is None or len(value.templates) > 1:
+    if source is None or destination is None or direction is None:
         return None
     message = None
     if value.selector.source_port is not None:
@@ -57,12 +108,9 @@ def policy_back(value: xfrm.Policy) -> model.Policy | None:
             message = model.MobilityHeaderType(value.selector.source_port)
         except ValueError:
             return None
-    template = None
-    for wanted in value.templates:
-        mode = _MODES_BACK.get(wanted.mode)
-        if mode is None:
-            return None
-        template = model.Template(mode, wanted.source, wanted.destination, wanted.reqid)
+    template = _template_back(value.templates[0], value.templates[1:]) if value.templates else None
+    if value.templates and template is None:
+        return None
     blocks = value.action is Action.BLOCK
     if blocks == (template is not None):
         return None
@@ -76,6 +124,19 @@ def policy_back(value: xfrm.Policy) -> model.Policy | None:
         )
     except ValueError:
         return None
+
+
+def _template_back(esp: xfrm.Template, outer: tuple[xfrm.Template, ...]) -> model.Template | None:
+    mode = _MODES_BACK.get(esp.mode)
+    if mode is None or esp.protocol is not Protocol.ESP or len(outer) > 1:
+        return None
+    wanted = None
+    for template in outer:
+        kind = _EXTENSIONS_BACK.get(template.protocol)
+        if kind is None or template.mode is not Mode.ROUTE_OPTIMIZATION:
+            return None
+        wanted = model.ExtensionTemplate(kind, template.reqid, not template.optional)
+    return model.Template(mode, esp.source, esp.destination, esp.reqid, wanted)
 
 
 def _algorithm(value: model.Algorithm | None) -> xfrm.Algorithm | None:

@@ -145,6 +145,8 @@ class Engine:
                     self.remove_policy(subject.key)
                 else:
                     self.put_policy(subject)
+            elif not isinstance(subject, SecurityAssociation):
+                continue  # Mobile IPv6's extension headers are the business of who calls us
             elif operation.verb is Verb.MOVE_ASSOCIATION:
                 was = operation.before
                 key = was.key if isinstance(was, SecurityAssociation) else subject.key

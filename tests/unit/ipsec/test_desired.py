@@ -13,6 +13,7 @@ from dsmip_ipsec.ipsec.model import (
     Algorithm,
     Direction,
     Encapsulation,
+    ExtensionState,
     MobilityHeaderType,
     Mode,
     Policy,
@@ -233,22 +234,32 @@ def apply(state: DesiredState, operation: Operation) -> DesiredState:
     """What a kernel makes of one operation; refuses what a kernel would refuse."""
     policies = {p.key: p for p in state.policies}
     associations = {sa.key: sa for sa in state.associations}
+    extensions = {e.key: e for e in state.extensions}
     subject = operation.subject
     if isinstance(subject, Policy):
         assert (subject.key in policies) == (operation.verb is not Verb.ADD_POLICY)
         policies[subject.key] = subject
         if operation.verb is Verb.DELETE_POLICY:
             del policies[subject.key]
+    elif isinstance(subject, ExtensionState):
+        assert (subject.key in extensions) == (operation.verb is not Verb.ADD_EXTENSION)
+        extensions[subject.key] = subject
+        if operation.verb is Verb.DELETE_EXTENSION:
+            del extensions[subject.key]
     else:
         assert (subject.key in associations) == (operation.verb is Verb.DELETE_ASSOCIATION)
         associations[subject.key] = subject
         if operation.verb is Verb.DELETE_ASSOCIATION:
             del associations[subject.key]
-    return DesiredState(tuple(policies.values()), tuple(associations.values()))
+    return DesiredState(
+        tuple(policies.values()),
+        tuple(associations.values()),
+        extensions=tuple(extensions.values()),
+    )
 
 
-def as_sets(state: DesiredState) -> tuple[set[Policy], set[SecurityAssociation]]:
-    return set(state.policies), set(state.associations)
+def as_sets(state: DesiredState) -> tuple[set[Policy], set[SecurityAssociation], set[object]]:
+    return set(state.policies), set(state.associations), set(state.extensions)
 
 
 @pytest.mark.parametrize("old", STATES)
@@ -263,13 +274,16 @@ def test_a_plan_leads_from_any_state_to_any_other(old: str, new: str) -> None:
         # No moment without a policy that both states have: nothing could leave in clear.
         assert covered <= {p.key for p in state.policies}
         assert operation.reason
-        assert operation.reference.startswith("RFC 5555")
+        assert operation.reference.startswith("RFC ")
     assert as_sets(state) == as_sets(STATES[new])
+
+
+LEAVING = [Verb.DELETE_POLICY, Verb.DELETE_EXTENSION, Verb.DELETE_ASSOCIATION]
 
 
 def test_make_before_break() -> None:
     verbs = [operation.verb for operation in plan(STATES["nat"], STATES["nothing"])]
-    assert verbs == sorted(verbs, key=[Verb.DELETE_POLICY, Verb.DELETE_ASSOCIATION].index)
+    assert verbs == sorted(verbs, key=LEAVING.index)
     verbs = [operation.verb for operation in plan(STATES["connecting"], STATES["nat"])]
     assert verbs == sorted(verbs, key=[Verb.ADD_ASSOCIATION, Verb.UPDATE_POLICY].index)
 
