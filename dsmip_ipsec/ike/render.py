@@ -179,11 +179,15 @@ def _connections(deployment: Deployment, node: str | None) -> list[_Connection]:
                 data_remote_ts=home if at_home_agent else world,
                 signalling_reqid=mn.signalling_reqid,
                 data_reqid=mn.data_reqid,
-                pretends_nat=not at_home_agent
-                and deployment.settings.mobility is not MobilityMode.MOBIKE,
+                pretends_nat=not at_home_agent and _pretends_nat(deployment.settings),
             )
         )
     return connections
+
+
+def _pretends_nat(settings: IkeSettings) -> bool:
+    """Whether mobile nodes make the home agent's charon believe in a NAT."""
+    return settings.force_udp or settings.mobility is not MobilityMode.MOBIKE
 
 
 def render_swanctl(deployment: Deployment, node: str | None) -> str:

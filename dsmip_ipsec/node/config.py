@@ -58,7 +58,11 @@ class HomeAgentSection(_Section):
 
 
 class MobileNodeConfig(_Section):
-    """The mobile node's daemon. ``lifetime_s`` is the binding lifetime that it asks for."""
+    """The mobile node's daemon. ``lifetime_s`` is the binding lifetime that it asks for.
+
+    ``force_udp``: ask for UDP encapsulation in IPv4 networks without NAT too (F, RFC 5555 §3.1.3),
+    where plain ESP doesn't pass. With MOBIKE, charon needs ``encap = yes`` for it.
+    """
 
     control_socket: Path
     home_agent: HomeAgentSection
@@ -66,6 +70,7 @@ class MobileNodeConfig(_Section):
     ipsec: IpsecKind = "kernel"
     ike: IkeSection | None = None
     lifetime_s: int = Field(default=600, ge=4, le=4 * 0xFFFF)
+    force_udp: bool = False
     protect_data: bool = True
     handover_timeout_s: float = Field(default=15.0, gt=0)
 

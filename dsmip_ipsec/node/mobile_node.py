@@ -49,6 +49,7 @@ class MobileNodeDaemon(EngineDaemon):
                 home_agent_ipv4=self._peering.home_agent_ipv4,
                 ipv4_home_address=IPv4Interface(home) if home is not None else None,
                 lifetime=config.lifetime_s,
+                force_udp=config.force_udp,
                 key_mobility=config.ike is not None
                 and config.ike.mobility_mode is MobilityMode.K_BIT,
             ),
