@@ -205,7 +205,7 @@ class Reconciler:
             if model is not None:
                 known.append(model)
         placed = tuple(sa for sa in self._live.values() if sa.reqid in self._data)
-        return DesiredState(tuple(known), _models(ours), placed)
+        return DesiredState(tuple(known), _models(ours), placed, tuple(self._live.values()))
 
     def _with_lingering(self, live: Associations) -> Associations:
         """``live``, and the SAs that vanished less than LINGER_S ago and haven't come back."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dsmip_ipsec.errors import ConfigError
+from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
 
 
@@ -23,6 +24,16 @@ class IkeSection(_Section):
     vici_socket: Path
     connection: str
     timeout_s: float = Field(default=15.0, gt=0)
+    mobility_mode: MobilityMode = MobilityMode.MOBIKE
+
+
+class HomeAgentIkeSection(_Section):
+    """Without ``vici_socket``, the daemon sees what charon does in the kernel only: it doesn't
+    notice that charon restarted, nor which SAs are left over from before."""
+
+    vici_socket: Path | None = None
+    timeout_s: float = Field(default=15.0, gt=0)
+    mobility_mode: MobilityMode = MobilityMode.MOBIKE
 
 
 class PeerSection(_Section):
@@ -52,7 +63,9 @@ class MobileNodeConfig(_Section):
     handover_timeout_s: float = Field(default=15.0, gt=0)
 
     def peering(self) -> Peering:
-        return _peering(Role.MOBILE_NODE, self.home_agent, self.mobile_node, self.protect_data)
+        return _peering(
+            Role.MOBILE_NODE, self.home_agent, self.mobile_node, self.protect_data, self.ike
+        )
 
 
 class HomeAgentConfig(_Section):
@@ -63,16 +76,23 @@ class HomeAgentConfig(_Section):
     mobile_nodes: tuple[PeerSection, ...] = Field(min_length=1)
     max_lifetime_s: int = Field(default=3600, ge=4, le=4 * 0xFFFF)
     nat_refresh_time_s: int = Field(default=110, ge=1)
+    ike: HomeAgentIkeSection = HomeAgentIkeSection()
     protect_data: bool = True
 
     def peerings(self) -> tuple[Peering, ...]:
         return tuple(
-            _peering(Role.HOME_AGENT, self.home_agent, node, self.protect_data)
+            _peering(Role.HOME_AGENT, self.home_agent, node, self.protect_data, self.ike)
             for node in self.mobile_nodes
         )
 
 
-def _peering(role: Role, agent: HomeAgentSection, node: PeerSection, protect: bool) -> Peering:
+def _peering(
+    role: Role,
+    agent: HomeAgentSection,
+    node: PeerSection,
+    protect: bool,
+    ike: IkeSection | HomeAgentIkeSection,
+) -> Peering:
     return Peering(
         role=role,
         home_address=node.home_address,
@@ -81,6 +101,8 @@ def _peering(role: Role, agent: HomeAgentSection, node: PeerSection, protect: bo
         home_agent_ipv4=agent.home_agent_ipv4,
         reqids=Reqids(node.signalling_reqid, node.mirror_reqid, node.data_reqid),
         protect_data=protect,
+        # RFC 5555 §5.1: with MOBIKE, IKE moves the SAs, and nobody else.
+        moves_associations=ike.mobility_mode is not MobilityMode.MOBIKE,
     )
 
 

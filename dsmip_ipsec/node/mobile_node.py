@@ -1,8 +1,9 @@
 """The mobile node's daemon: engine, signalling path, IPsec, routes and charon, tied together.
 
 At a handover (RFC 5555 §5.1) the BU leaves by the new attachment while the old one still carries
-the tunnel; on the BA the route to the home agent changes, charon's MOBIKE moves IKE_SA and data
-SAs, and our policies follow the SAs. In MOBIKE mode the SAs are charon's alone to move.
+the tunnel; on the BA the route to the home agent changes. With MOBIKE, charon then moves IKE_SA
+and data SAs, and our policies follow the SAs, which are charon's alone to move; without it, we
+move the data SAs at once and have the IKE_SA follow (``key_management``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from typing import Any
 
 from dsmip_ipsec.errors import ConfigError, IkeError, MobilityError
-from dsmip_ipsec.ike.vici_driver import ViciDriver
+from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import SecurityAssociation
 from dsmip_ipsec.ipsec.peering import outbound
@@ -28,9 +29,7 @@ from dsmip_ipsec.mobility.types import Binding, BindingChanged, Output
 from dsmip_ipsec.node.config import MobileNodeConfig
 from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
-
-# For charon to drop an IKE_SA; the peer isn't waited for.
-STOP_TIMEOUT_S = 1.0
+from dsmip_ipsec.node.key_management import KeyManagement
 
 
 class MobileNodeDaemon(EngineDaemon):
@@ -39,7 +38,6 @@ class MobileNodeDaemon(EngineDaemon):
     def __init__(self, config: MobileNodeConfig) -> None:
         self._config = config
         self._peering = config.peering()
-        self._driver = ViciDriver(config.ike.vici_socket)
         home = self._peering.ipv4_home_address
         self._engine = MobileNode(
             EngineConfig(
@@ -48,6 +46,7 @@ class MobileNodeDaemon(EngineDaemon):
                 home_agent_ipv4=self._peering.home_agent_ipv4,
                 ipv4_home_address=IPv4Interface(home) if home is not None else None,
                 lifetime=config.lifetime_s,
+                key_mobility=config.ike.mobility_mode is MobilityMode.K_BIT,
             ),
             secrets.randbits,
         )
@@ -62,6 +61,13 @@ class MobileNodeDaemon(EngineDaemon):
             config.control_socket,
             {"attach": self._attach, "deregister": self._deregister},
         )
+        self._keys = KeyManagement(
+            config.ike,
+            self._peering,
+            associations=lambda: self._reconciler.associations,
+            changed=self._reconciler.trigger,
+            restored=self._keys_restored,
+        )
 
     async def stop(self) -> None:
         """Take everything down: no policy, mirror, route or rule of ours is left, and no IKE_SA.
@@ -70,13 +76,13 @@ class MobileNodeDaemon(EngineDaemon):
         """
         if self._active:
             with contextlib.suppress(IkeError):
-                await self._driver.terminate(
-                    self._config.ike.connection, timeout=STOP_TIMEOUT_S, force=True
-                )
+                await self._keys.terminate(force=True)
+        await self._keys.stop()
         self._active, self._binding = False, None
         await super().stop()
 
     async def _set_up(self) -> None:
+        self._keys.start()
         await self._routing.home_addresses(TUN_NAME, self._home_addresses())
 
     def _home_addresses(self) -> list[IPv4Address | IPv6Address]:
@@ -85,7 +91,11 @@ class MobileNodeDaemon(EngineDaemon):
 
     def _desired(self, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
         return desired(
-            self._peering, active=self._active, binding=self._binding, negotiated=negotiated
+            self._peering,
+            active=self._active,
+            binding=self._binding,
+            negotiated=negotiated,
+            retired=self._keys.retired,
         )
 
     def _accepts(self, source: IPv6Address, destination: IPv6Address) -> bool:
@@ -143,11 +153,7 @@ class MobileNodeDaemon(EngineDaemon):
             await self._reconciler.reconcile()
             await self._routing.payload(TUN_NAME, self._home_addresses())
             await self._routing.use(attachment, self._peering.home_agent_ipv4)
-            await self._driver.establish(
-                self._config.ike.connection,
-                data=self._peering.protect_data,
-                timeout=self._config.ike.timeout_s,
-            )
+            await self._keys.establish()
             reached("ike")
             await self._reconciler.reconcile()
         self._binding_changed.clear()
@@ -160,10 +166,22 @@ class MobileNodeDaemon(EngineDaemon):
             await self._data_moved(care_of_address)
         await self._reconciler.reconcile()
         reached("sas")
+        if previous is not None:
+            await self._keys.follow(
+                care_of_address,
+                key_mobility=self._binding is not None and self._binding.key_mobility,
+            )
+            reached("keys")
         if previous is not None and previous != attachment:
             self._path.unbind(previous.care_of_address)
             await self._routing.detach(previous.interface)
         return milestones
+
+    async def _keys_restored(self) -> None:
+        """There are new SAs; the home agent may have lost the binding with the old ones."""
+        await self._reconciler.reconcile()
+        if self._binding is not None:
+            self._carry_out(self._engine.refresh(self._now()))
 
     async def _bound(self, care_of_address: IPv4Address) -> None:
         """Wait for the BA that binds ``care_of_address``."""
@@ -181,7 +199,7 @@ class MobileNodeDaemon(EngineDaemon):
             ) from error
 
     async def _data_moved(self, care_of_address: IPv4Address) -> None:
-        """Wait until charon has the data SAs of both directions at ``care_of_address``."""
+        """Wait until the data SAs of both directions are at ``care_of_address``."""
 
         def moved(associations: tuple[SecurityAssociation, ...]) -> bool:
             data = [sa for sa in associations if sa.reqid == self._peering.reqids.data]
@@ -208,9 +226,7 @@ class MobileNodeDaemon(EngineDaemon):
                 self._carry_out(self._engine.deregister(self._now()))
                 await self._unbound()
             if self._attachment is not None:
-                await self._driver.terminate(
-                    self._config.ike.connection, timeout=self._config.ike.timeout_s
-                )
+                await self._keys.terminate()
             await self._routing.no_payload()
             self._active = False
             await self._reconciler.reconcile(settled=True)
