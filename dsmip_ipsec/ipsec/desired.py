@@ -10,7 +10,7 @@ protected): whenever a policy asks for an SA that doesn't live, the policy is a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
@@ -48,12 +48,15 @@ _ANYWHERE: dict[int, Network] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0
 class DesiredState:
     """``policies`` by their key; ``associations`` (beside those that IKE installs) by theirs;
     ``placed``: where the data SAs that IKE installed have to be, if they are ours to move;
-    ``extensions``: states for Mobile IPv6's extension headers, by their key."""
+    ``extensions``: states for Mobile IPv6's extension headers, by their key; ``abandoned``: SAs
+    that IKE installed and has forgotten, to be deleted (as what a kernel has: every SA that IKE
+    installed)."""
 
     policies: tuple[Policy, ...] = ()
     associations: tuple[SecurityAssociation, ...] = ()
     placed: tuple[SecurityAssociation, ...] = ()
     extensions: tuple[ExtensionState, ...] = ()
+    abandoned: tuple[SecurityAssociation, ...] = ()
 
     def __add__(self, other: DesiredState) -> DesiredState:
         return DesiredState(
@@ -61,6 +64,7 @@ class DesiredState:
             self.associations + other.associations,
             self.placed + other.placed,
             self.extensions + other.extensions,
+            self.abandoned + other.abandoned,
         )
 
 
@@ -73,21 +77,25 @@ def desired(
     esp_care_of: OuterAddress | None = None,
     at_home: bool = False,
     signalling_care_of: IPv6Address | None = None,
+    retired: Container[int] = (),
 ) -> DesiredState:
     """Return what this end must have.
 
     ``active``: this end takes part in mobility for that peer (the MN is away from home; the HA
     has a signalling SA with it). ``negotiated``: the SAs of this peering that IKE has installed,
     newest first; others are ignored. ``esp_care_of``: where the mobile node's ESP was last heard
-    from, at the home agent (see ``placement``). ``at_home``: the mobile node is on its home link,
-    where payload needs no tunnel; BU and BA stay protected. ``signalling_care_of``: the care-of
-    address that the mobile node's next BU leaves from natively, with a home address option; None
-    when it goes in UDP over IPv4 or from the home link. Reconcile after changing it and before
-    sending.
+    from, at the home agent (see ``placement``); None: where charon has the signalling SAs, which
+    follow the IKE_SA. ``at_home``: the mobile node is on its home link, where payload needs no
+    tunnel; BU and BA stay protected. ``signalling_care_of``: the care-of address that the mobile
+    node's next BU leaves from natively, with a home address option; None when it goes in UDP over
+    IPv4 or from the home link. Reconcile after changing it and before sending. ``retired``: SPIs
+    of SAs that charon no longer knows.
     """
-    if not active and binding is None:
-        return DesiredState()
     associations = list(negotiated)
+    abandoned = tuple(sa for sa in associations if sa.spi in retired)
+    if not active and binding is None:
+        return DesiredState(abandoned=abandoned)
+    associations = [sa for sa in associations if sa.spi not in retired]
     signalling = [sa for sa in associations if sa.reqid == peering.reqids.signalling]
     mirrors = tuple(_mirror(peering, sa) for sa in signalling if sa.mode is Mode.TUNNEL)
     reqid = peering.reqids.mirror if mirrors else peering.reqids.signalling
@@ -101,11 +109,12 @@ def desired(
         if peering.protect_data:
             data = [sa for sa in associations if sa.reqid == peering.reqids.data]
             if peering.moves_associations and binding is not None:
+                esp_care_of = esp_care_of or _ike_care_of(peering, signalling)
                 placed = tuple(place(peering, binding, sa, esp_care_of) for sa in data)
                 data = list(placed)
             sending = next((sa for sa in data if outbound(peering, sa)), None)
             policies += _payload_policies(peering, sending if binding is not None else None)
-    return DesiredState(tuple(policies), mirrors, placed, extensions)
+    return DesiredState(tuple(policies), mirrors, placed, extensions, abandoned)
 
 
 def _extension_states(
@@ -138,6 +147,20 @@ def _extension_template(
     for state in states:
         if (state.source, state.destination) == (source, destination):
             return ExtensionTemplate(state.extension, state.reqid, required=sent)
+    return None
+
+
+def _ike_care_of(
+    peering: Peering, signalling: Iterable[SecurityAssociation]
+) -> OuterAddress | None:
+    """Where IKE has the mobile node, seen from the home agent: behind a NAT, charon's own
+    signalling SAs are tunnels to there, and ESP in UDP shares the IKE_SA's ports (RFC 3948)."""
+    if peering.role is Role.MOBILE_NODE:
+        return None
+    for sa in signalling:
+        encapsulation = sa.encapsulation
+        if encapsulation is not None and not outbound(peering, sa):
+            return OuterAddress(sa.source, encapsulation.source_port)
     return None
 
 

@@ -86,6 +86,12 @@ def plan(current: DesiredState, wanted: DesiredState) -> tuple[Operation, ...]:
         (sa for key, sa in have_sas.items() if key not in want_sas),
         "IKE has deleted its origin",
     )
+    live = {(sa.spi, sa.reqid): sa for sa in current.abandoned}
+    operations += _associations(
+        Verb.DELETE_ASSOCIATION,
+        (live[sa.spi, sa.reqid] for sa in wanted.abandoned if (sa.spi, sa.reqid) in live),
+        "IKE no longer knows it",
+    )
     return tuple(operations)
 
 

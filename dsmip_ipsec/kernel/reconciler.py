@@ -207,7 +207,11 @@ class Reconciler:
         placed = tuple(sa for sa in self._live.values() if sa.reqid in self._data)
         extensions = (translate.extension_back(state) for state in ours)
         return DesiredState(
-            tuple(known), _models(ours), placed, tuple(e for e in extensions if e is not None)
+            tuple(known),
+            _models(ours),
+            placed,
+            tuple(e for e in extensions if e is not None),
+            tuple(self._live.values()),
         )
 
     def _with_lingering(self, live: Associations) -> Associations:

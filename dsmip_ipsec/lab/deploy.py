@@ -28,11 +28,6 @@ from dsmip_ipsec.ipsec.peering import Reqids
 from dsmip_ipsec.lab.spec import Lab
 
 DOMAIN = "dsmip.example"  # RFC 2606 reserves it
-_MODES = {
-    "mobike": MobilityMode.MOBIKE,
-    "k_bit": MobilityMode.K_BIT,
-    "renegotiate": MobilityMode.RENEGOTIATE,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +112,7 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
                 data_reqid=ids.data,
             )
         )
-    settings = IkeSettings(mobility=_MODES[lab.ike.mobility], protect_data=lab.data.protected)
+    settings = IkeSettings(mobility=MobilityMode(lab.ike.mobility), protect_data=lab.data.protected)
     return Deployment(agent, tuple(nodes), settings)
 
 
@@ -178,8 +173,8 @@ def _write(
         "home_agent": home,
         **config,
     }
-    if node is not None:
-        document["ike"] = {"vici_socket": str(files.vici_socket), "connection": node}
+    ike = {"vici_socket": str(files.vici_socket), "mobility_mode": lab.ike.mobility}
+    document["ike"] = ike if node is None else {**ike, "connection": node}
     path = directory / f"{name}.toml"
     path.write_text(tomli_w.dumps(document), encoding="utf-8")
     role = "home_agent" if node is None else "mobile_node"

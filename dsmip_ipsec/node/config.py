@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dsmip_ipsec.errors import ConfigError
+from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
 from dsmip_ipsec.node.configured_sas import AssociationSection
 
@@ -28,6 +29,16 @@ class IkeSection(_Section):
     vici_socket: Path
     connection: str
     timeout_s: float = Field(default=15.0, gt=0)
+    mobility_mode: MobilityMode = MobilityMode.MOBIKE
+
+
+class HomeAgentIkeSection(_Section):
+    """Without ``vici_socket``, the daemon sees what charon does in the kernel only: it doesn't
+    notice that charon restarted, nor which SAs are left over from before."""
+
+    vici_socket: Path | None = None
+    timeout_s: float = Field(default=15.0, gt=0)
+    mobility_mode: MobilityMode = MobilityMode.MOBIKE
 
 
 class PeerSection(_Section):
@@ -67,7 +78,7 @@ class MobileNodeConfig(_Section):
 
     def peering(self) -> Peering:
         return _peering(
-            Role.MOBILE_NODE, self.home_agent, self.mobile_node, self.protect_data, self.ipsec
+            Role.MOBILE_NODE, self.home_agent, self.mobile_node, self.protect_data, _moves(self.ike)
         )
 
 
@@ -79,6 +90,7 @@ class HomeAgentConfig(_Section):
     mobile_nodes: tuple[PeerSection, ...] = Field(min_length=1)
     max_lifetime_s: int = Field(default=3600, ge=4, le=4 * 0xFFFF)
     nat_refresh_time_s: int = Field(default=110, ge=1)
+    ike: HomeAgentIkeSection = HomeAgentIkeSection()
     protect_data: bool = True
     ipsec: IpsecKind = "kernel"
 
@@ -88,10 +100,16 @@ class HomeAgentConfig(_Section):
         return self
 
     def peerings(self) -> tuple[Peering, ...]:
+        moves = _moves(self.ike if self.ipsec == "kernel" else None)
         return tuple(
-            _peering(Role.HOME_AGENT, self.home_agent, node, self.protect_data, self.ipsec)
+            _peering(Role.HOME_AGENT, self.home_agent, node, self.protect_data, moves)
             for node in self.mobile_nodes
         )
+
+
+def _moves(ike: IkeSection | HomeAgentIkeSection | None) -> bool:
+    """RFC 5555 §5.1: with MOBIKE, IKE moves the SAs, and nobody else. Without IKE, we do."""
+    return ike is None or ike.mobility_mode is not MobilityMode.MOBIKE
 
 
 def _check_keys(ipsec: IpsecKind, nodes: tuple[PeerSection, ...]) -> None:
@@ -100,7 +118,7 @@ def _check_keys(ipsec: IpsecKind, nodes: tuple[PeerSection, ...]) -> None:
 
 
 def _peering(
-    role: Role, agent: HomeAgentSection, node: PeerSection, protect: bool, ipsec: IpsecKind
+    role: Role, agent: HomeAgentSection, node: PeerSection, protect: bool, moves: bool
 ) -> Peering:
     return Peering(
         role=role,
@@ -110,7 +128,7 @@ def _peering(
         home_agent_ipv4=agent.home_agent_ipv4,
         reqids=Reqids(node.signalling_reqid, node.mirror_reqid, node.data_reqid),
         protect_data=protect,
-        moves_associations=ipsec == "userspace",  # nobody else is there to move them
+        moves_associations=moves,
     )
 
 

@@ -1,8 +1,9 @@
 """The mobile node's daemon: engine, signalling path, IPsec, routes and charon, tied together.
 
 At a handover (RFC 5555 §5.1) the BU leaves by the new attachment while the old one still carries
-the tunnel; on the BA the route to the home agent changes, charon's MOBIKE moves IKE_SA and data
-SAs, and our policies follow the SAs. In MOBIKE mode the SAs are charon's alone to move.
+the tunnel; on the BA the route to the home agent changes. With MOBIKE, charon then moves IKE_SA
+and data SAs, and our policies follow the SAs, which are charon's alone to move; without it, we
+move the data SAs at once and have the IKE_SA follow (``key_management``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from typing import Any
 
 from dsmip_ipsec.errors import ConfigError, IkeError, MobilityError
-from dsmip_ipsec.ike.vici_driver import ViciDriver
+from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import SecurityAssociation
 from dsmip_ipsec.ipsec.peering import outbound
@@ -29,11 +30,9 @@ from dsmip_ipsec.node.config import MobileNodeConfig
 from dsmip_ipsec.node.configured_sas import associations
 from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
+from dsmip_ipsec.node.key_management import KeyManagement
 from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
 from dsmip_ipsec.node.userspace_path import UserspacePath
-
-# For charon to drop an IKE_SA; the peer isn't waited for.
-STOP_TIMEOUT_S = 1.0
 
 
 class MobileNodeDaemon(EngineDaemon):
@@ -43,9 +42,6 @@ class MobileNodeDaemon(EngineDaemon):
         self._config = config
         self._peering = config.peering()
         ike = config.ike
-        self._driver = ViciDriver(ike.vici_socket) if ike is not None else None
-        self._connection = ike.connection if ike is not None else ""
-        self._ike_timeout_s = ike.timeout_s if ike is not None else 0.0
         home = self._peering.ipv4_home_address
         self._engine = MobileNode(
             EngineConfig(
@@ -54,6 +50,7 @@ class MobileNodeDaemon(EngineDaemon):
                 home_agent_ipv4=self._peering.home_agent_ipv4,
                 ipv4_home_address=IPv4Interface(home) if home is not None else None,
                 lifetime=config.lifetime_s,
+                key_mobility=ike is not None and ike.mobility_mode is MobilityMode.K_BIT,
             ),
             secrets.randbits,
         )
@@ -73,19 +70,32 @@ class MobileNodeDaemon(EngineDaemon):
             if config.ipsec == "userspace"
             else None,
         )
+        self._keys: KeyManagement | None = None
+        if ike is not None:
+            self._keys = KeyManagement(
+                ike,
+                self._peering,
+                associations=lambda: self._reconciler.associations,
+                changed=self._reconciler.trigger,
+                restored=self._keys_restored,
+            )
 
     async def stop(self) -> None:
         """Take everything down: no policy, mirror, route or rule of ours is left, and no IKE_SA.
 
         Its mirrors would be made anew by the next daemon, with sequence numbers from 1: replays.
         """
-        if self._active and self._driver is not None:
+        if self._active and self._keys is not None:
             with contextlib.suppress(IkeError):
-                await self._driver.terminate(self._connection, timeout=STOP_TIMEOUT_S, force=True)
+                await self._keys.terminate(force=True)
+        if self._keys is not None:
+            await self._keys.stop()
         self._active, self._binding = False, None
         await super().stop()
 
     async def _set_up(self) -> None:
+        if self._keys is not None:
+            self._keys.start()
         await self._routing.home_addresses(TUN_NAME, self._home_addresses())
 
     def _home_addresses(self) -> list[IPv4Address | IPv6Address]:
@@ -94,7 +104,11 @@ class MobileNodeDaemon(EngineDaemon):
 
     def _desired(self, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
         return desired(
-            self._peering, active=self._active, binding=self._binding, negotiated=negotiated
+            self._peering,
+            active=self._active,
+            binding=self._binding,
+            negotiated=negotiated,
+            retired=self._keys.retired if self._keys is not None else (),
         )
 
     def _accepts(self, source: IPv6Address, destination: IPv6Address) -> bool:
@@ -152,12 +166,8 @@ class MobileNodeDaemon(EngineDaemon):
             await self._reconciler.reconcile()
             await self._routing.payload(TUN_NAME, self._home_addresses())
             await self._routing.use(attachment, self._peering.home_agent_ipv4)
-            if self._driver is not None:
-                await self._driver.establish(
-                    self._connection,
-                    data=self._peering.protect_data,
-                    timeout=self._ike_timeout_s,
-                )
+            if self._keys is not None:
+                await self._keys.establish()
                 reached("ike")
             await self._reconciler.reconcile()
         self._binding_changed.clear()
@@ -166,16 +176,28 @@ class MobileNodeDaemon(EngineDaemon):
         reached("binding")
         previous, self._attachment = self._attachment, attachment
         await self._routing.use(attachment, self._peering.home_agent_ipv4)
-        if self._peering.protect_data and self._driver is not None:
+        if self._peering.protect_data and self._keys is not None:
             await self._data_moved(care_of_address)
         await self._reconciler.reconcile()
         if isinstance(self._path, UserspacePath):
             self._path.announce()
         reached("sas")
+        if previous is not None and self._keys is not None:
+            await self._keys.follow(
+                care_of_address,
+                key_mobility=self._binding is not None and self._binding.key_mobility,
+            )
+            reached("keys")
         if previous is not None and previous != attachment:
             self._path.unbind(previous.care_of_address)
             await self._routing.detach(previous.interface)
         return milestones
+
+    async def _keys_restored(self) -> None:
+        """There are new SAs; the home agent may have lost the binding with the old ones."""
+        await self._reconciler.reconcile()
+        if self._binding is not None:
+            self._carry_out(self._engine.refresh(self._now()))
 
     async def _bound(self, care_of_address: IPv4Address) -> None:
         """Wait for the BA that binds ``care_of_address``."""
@@ -193,7 +215,7 @@ class MobileNodeDaemon(EngineDaemon):
             ) from error
 
     async def _data_moved(self, care_of_address: IPv4Address) -> None:
-        """Wait until charon has the data SAs of both directions at ``care_of_address``."""
+        """Wait until the data SAs of both directions are at ``care_of_address``."""
 
         def moved(associations: tuple[SecurityAssociation, ...]) -> bool:
             data = [sa for sa in associations if sa.reqid == self._peering.reqids.data]
@@ -219,8 +241,8 @@ class MobileNodeDaemon(EngineDaemon):
                 self._binding_changed.clear()
                 self._carry_out(self._engine.deregister(self._now()))
                 await self._unbound()
-            if self._attachment is not None and self._driver is not None:
-                await self._driver.terminate(self._connection, timeout=self._ike_timeout_s)
+            if self._attachment is not None and self._keys is not None:
+                await self._keys.terminate()
             await self._routing.no_payload()
             self._active = False
             await self._reconciler.reconcile(settled=True)
