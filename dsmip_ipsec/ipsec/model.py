@@ -271,6 +271,9 @@ class ExtensionState:
         )
 
 
+UDP_TUNNELS = "dsmip-udp"
+
+
 class TunnelKey(NamedTuple):
     """What a tunnel is known by. A mobile node has one tunnel, and for the moment of a handover to
     the other family, or into UDP, two."""
@@ -282,9 +285,12 @@ class TunnelKey(NamedTuple):
 
     @property
     def interface(self) -> str:
-        """The name of its interface, at most 15 octets."""
+        """The name of its interface, at most 15 octets. Those in UDP share one, a TUN: the port is
+        the daemon's (docs/decisions.md)."""
+        if self.udp:
+            return UDP_TUNNELS
         digest = hashlib.sha256(self.home_address.packed).hexdigest()
-        return f"dsmip{self.version}{'u' if self.udp else ''}-{digest[:7]}"
+        return f"dsmip{self.version}-{digest[:8]}"
 
     def __str__(self) -> str:
         udp = " in udp" if self.udp else ""

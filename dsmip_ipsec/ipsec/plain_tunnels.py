@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import IPv6Address, ip_network
 
 from dsmip_ipsec.ipsec.model import Encapsulation, Tunnel, TunnelRoute
 from dsmip_ipsec.ipsec.payload_policies import ANYWHERE, home_addresses, mobile_networks
@@ -11,8 +11,23 @@ from dsmip_ipsec.mobility.tunnelling import Role as TunnelRole
 from dsmip_ipsec.mobility.tunnelling import tunnel_format
 from dsmip_ipsec.mobility.types import Binding
 
-# Routes into tunnels have a metric of ours: beside another default route they lose, and it stays.
-TUNNEL_METRIC = 55550
+# Routes into tunnels are known by it. It is just stronger than that of the route into the TUN
+# (kernel.routing), which stays behind them: what no tunnel takes ends there, not on a link.
+TUNNEL_METRIC = 55549
+_ALIAS = "dsmip-ipsec tunnel of "
+
+
+def tunnel_alias(tunnel: Tunnel) -> str:
+    """What the interface says of itself: whose it is."""
+    return f"{_ALIAS}{tunnel.home_address}"
+
+
+def tunnel_of_alias(alias: str) -> IPv6Address | None:
+    """The home address in an interface's alias, None in one that isn't ours."""
+    try:
+        return IPv6Address(alias.removeprefix(_ALIAS)) if alias.startswith(_ALIAS) else None
+    except ValueError:
+        return None
 
 
 def plain_tunnel(peering: Peering, binding: Binding) -> Tunnel:

@@ -15,7 +15,7 @@ from dsmip_ipsec.ipsec.model import (
     Tunnel,
     TunnelRoute,
 )
-from dsmip_ipsec.ipsec.plain_tunnels import TUNNEL_METRIC
+from dsmip_ipsec.ipsec.plain_tunnels import TUNNEL_METRIC, tunnel_alias
 from dsmip_ipsec.ipsec.plan import Operation, Verb
 from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6, IPPROTO_MH
 
@@ -96,15 +96,22 @@ def _extension(verb: Verb, state: ExtensionState) -> str:
 
 def _tunnel(verb: Verb, tunnel: Tunnel) -> list[str]:
     name = tunnel.key.interface
-    if verb is Verb.DELETE_TUNNEL:
+    if verb is Verb.DELETE_TUNNEL and tunnel.encapsulation is None:
         return [f"ip link delete {name}"]
+    if tunnel.encapsulation is not None:
+        ports = tunnel.encapsulation
+        return [
+            f"# {name}: {tunnel.local} port {ports.source_port} to {tunnel.remote} port "
+            f"{ports.destination_port}, by the daemon"
+        ]
     kind = "sit mode any pmtudisc" if tunnel.key.version == 4 else "ip6tnl mode any encaplimit none"
     what = "add" if verb is Verb.ADD_TUNNEL else "change"
     text = f"ip link {what} {name} type {kind} local {tunnel.local} remote {tunnel.remote} ttl 64"
-    if tunnel.encapsulation is not None:
-        ports = tunnel.encapsulation
-        text += f" encap fou encap-sport {ports.source_port} encap-dport {ports.destination_port}"
-    return [text, f"ip link set {name} up"] if verb is Verb.ADD_TUNNEL else [text]
+    return (
+        [text, f'ip link set {name} up alias "{tunnel_alias(tunnel)}"']
+        if verb is Verb.ADD_TUNNEL
+        else [text]
+    )
 
 
 def _route(verb: Verb, route: TunnelRoute) -> str:
