@@ -178,7 +178,7 @@ class Reconciler:
         refused: XfrmError | None = None
         for _ in range(_ATTEMPTS):
             current = self._read()
-            operations = plan(current, self._wanted(self.associations))
+            operations = plan(current, self._wanted(self.associations).ipsec())
             if not operations:
                 return tuple(done)
             refused = self._apply(operations, done)
@@ -281,6 +281,7 @@ def _request(operation: Operation) -> Request[None]:
     if isinstance(subject, ExtensionState):
         state = translate.extension(subject)
     else:
+        assert isinstance(subject, SecurityAssociation), "tunnels aren't XFRM's"
         state = translate.state(subject)
     if operation.verb in (Verb.ADD_ASSOCIATION, Verb.ADD_EXTENSION):
         return verbs.add_state(state)
