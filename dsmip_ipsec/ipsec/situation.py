@@ -47,7 +47,7 @@ def handover(before: Situation | None, after: Situation | None) -> tuple[Operati
     first = before if bound else after
     sas: list[SecurityAssociation] = []
     if first is not None and first.binding is not None:
-        sas = _negotiated(first.peering, first.binding, first.esp_care_of)
+        sas = negotiated_at(first.peering, first.binding, first.esp_care_of)
     current = DesiredState() if before is None else state_of(before, sas if bound else [])
     wanted = DesiredState() if after is None else state_of(after, settled(after, sas))
     return plan(current, wanted)
@@ -63,7 +63,7 @@ def settled(
         return negotiated
     return [
         place(peering, binding, sa, situation.esp_care_of)
-        if sa.reqid in (peering.reqids.data, peering.reqids.return_routability)
+        if sa.reqid in peering.reqids.tunnels
         else sa
         for sa in negotiated
     ]
@@ -92,7 +92,7 @@ def _in_udp(binding: Binding | None) -> bool:
     return binding is not None and binding.outer is not None
 
 
-def _negotiated(
+def negotiated_at(
     peering: Peering, binding: Binding, esp_care_of: OuterAddress | None
 ) -> list[SecurityAssociation]:
     """What IKE installs at this end for a mobile node that is where ``binding`` says.

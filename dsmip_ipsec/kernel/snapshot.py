@@ -51,8 +51,7 @@ def read_snapshot(peering: Peering, binding: Binding | None) -> Snapshot:
     policies = [translate.policy_back(p) for p in banded]
     homes: list[Network] = [ip_network(home) for home, _ in home_addresses(peering)]
     homes += mobile_networks(peering, binding)
-    tunnels = (reqids.data, reqids.return_routability)
-    placed = [sa for sa in negotiated if sa.reqid in tunnels and peering.moves_associations]
+    placed = [sa for sa in negotiated if sa.reqid in reqids.tunnels and peering.moves_associations]
     current = DesiredState(
         tuple(p for p in policies if p is not None and _concerns(p, homes)),
         tuple(mirrors),
