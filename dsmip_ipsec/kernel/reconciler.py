@@ -64,8 +64,8 @@ class Reconciler:
     ) -> None:
         self._wanted = wanted
         self._mirrors = {ids.mirror for ids in reqids}
-        self._data = {ids.data for ids in reqids}
-        self._negotiable = {reqid for ids in reqids for reqid in (ids.signalling, ids.data)}
+        self._data = {reqid for ids in reqids for reqid in ids.tunnels}
+        self._negotiable = {reqid for ids in reqids for reqid in ids.negotiated}
         self._xfrm: XfrmSocket | None = None
         self._monitor: XfrmMonitor | None = None
         self._scheduled = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_network
 
 from dsmip_ipsec.ipsec import model
 from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6
@@ -71,13 +71,15 @@ def _extension_template(value: model.ExtensionTemplate) -> xfrm.Template:
 
 
 def extension(value: model.ExtensionState) -> xfrm.State:
-    """Such a state has no SPI and no algorithms."""
+    """Such a state has no SPI and no algorithms, and a selector for every IPv6 packet."""
+    anywhere = ip_network("::/0")
     return xfrm.State(
         destination=value.destination,
         source=value.source,
         spi=0,
         protocol=_EXTENSIONS[value.extension],
         mode=Mode.ROUTE_OPTIMIZATION,
+        selector=xfrm.Selector(anywhere, anywhere),
         reqid=value.reqid,
         care_of_address=value.care_of_address,
     )

@@ -109,12 +109,9 @@ class HomeAgentDaemon(EngineDaemon):
         state = DesiredState()
         for peering in self._peerings.values():
             mine = [sa for sa in associations if sa.reqid in peering.reqids]
-            signalling = any(
-                sa.reqid == peering.reqids.signalling and sa.spi not in retired for sa in mine
-            )
             state += desired(
                 peering,
-                active=signalling,
+                active=True,  # before IKE has an SA for them, BU and BA are blocked
                 binding=self._bindings.get(peering.home_address),
                 negotiated=mine,
                 esp_care_of=self._esp_care_of.get(peering.home_address),
