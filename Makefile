@@ -39,7 +39,7 @@ test: install
 
 test-unit: PACKAGES += $(TEST_PACKAGES)
 test-unit: install
-	$(BIN)/pytest -q -n 2 tests/unit tests/conformance
+	$(BIN)/pytest -q -n 2 tests/unit tests/conformance tests/mutations
 
 test-handover: install
 	$(BIN)/pytest -q tests/lab/test_nat_handover.py
