@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "dsmip_ipsec.cli.plan",
     "doctor": "dsmip_ipsec.cli.doctor",
     "decode": "dsmip_ipsec.cli.decode",
+    "report": "dsmip_ipsec.cli.report",
     "mn": "dsmip_ipsec.cli.daemons",
     "ha": "dsmip_ipsec.cli.daemons",
 }
