@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "dsmip_ipsec.cli.plan",
     "doctor": "dsmip_ipsec.cli.doctor",
     "decode": "dsmip_ipsec.cli.decode",
+    "ca": "dsmip_ipsec.cli.ca",
     "mn": "dsmip_ipsec.cli.daemons",
     "ha": "dsmip_ipsec.cli.daemons",
 }
