@@ -45,6 +45,14 @@ def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
         raise
 
 
+def remove_file(path: Path) -> None:
+    """Remove ``path`` if it is there. :raises ConfigError: it can't be removed."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cant_write(path, error) from error
+
+
 def read_file(path: Path, what: str, *, limit: int = 1 << 20) -> bytes:
     """The content of a file of at most ``limit`` octets.
 
