@@ -22,6 +22,7 @@ COMMANDS = {
     "doctor": "dsmip_ipsec.cli.doctor",
     "decode": "dsmip_ipsec.cli.decode",
     "report": "dsmip_ipsec.cli.report",
+    "ca": "dsmip_ipsec.cli.ca",
     "mn": "dsmip_ipsec.cli.daemons",
     "ha": "dsmip_ipsec.cli.daemons",
 }
