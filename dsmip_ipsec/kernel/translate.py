@@ -99,30 +99,25 @@ def extension_back(value: xfrm.State) -> model.ExtensionState | None:
     return model.ExtensionState(kind, source, destination, care_of, value.reqid)
 
 
+def policy_key(
+    value: xfrm.Policy | xfrm.PolicyId,
+) -> tuple[model.Direction, model.Selector] | None:
+    """What the model knows a kernel policy by; None for one that we could not have written."""
+    direction, inner = _DIRECTIONS_BACK.get(value.direction), _selector_back(value.selector)
+    return None if direction is None or inner is None else (direction, inner)
+
+
 def policy_back(value: xfrm.Policy) -> model.Policy | None:
     """The model of a kernel policy; None for one that we could not have written."""
-    direction = _DIRECTIONS_BACK.get(value.direction)
-    if direction is None:
-        return None
-    inner = _selector_back(value.selector)
-    if inner is None:
-        return None
+    key = policy_key(value)
     template = _template_back(value.templates[0], value.templates[1:]) if value.templates else None
-    if value.templates and template is None:
+    if key is None or (value.templates and template is None):
         return None
     blocks = value.action is Action.BLOCK
     if blocks == (template is not None):
         return None
-    try:
-        return model.Policy(
-            direction,
-            inner,
-            value.priority,
-            model.Action.BLOCK if blocks else model.Action.PROTECT,
-            template,
-        )
-    except ValueError:
-        return None
+    action = model.Action.BLOCK if blocks else model.Action.PROTECT
+    return model.Policy(*key, value.priority, action, template)
 
 
 def _selector_back(value: xfrm.Selector) -> model.Selector | None:
