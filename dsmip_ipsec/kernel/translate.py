@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from ipaddress import IPv6Address
 
 from dsmip_ipsec.ipsec import model
 from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6
 from dsmip_ipsec.xfrm import types as xfrm
-from dsmip_ipsec.xfrm.constants import Action, Direction, Mode, Protocol
+from dsmip_ipsec.xfrm.constants import Action, Direction, Mode, Protocol, StateFlag
 
 _DIRECTIONS = {
     model.Direction.IN: Direction.IN,
     model.Direction.OUT: Direction.OUT,
     model.Direction.FWD: Direction.FWD,
 }
+_NO_LIMITS = xfrm.Lifetime()
 _DIRECTIONS_BACK = {value: key for key, value in _DIRECTIONS.items()}
 _MODES = {model.Mode.TRANSPORT: Mode.TRANSPORT, model.Mode.TUNNEL: Mode.TUNNEL}
 _MODES_BACK = {value: key for key, value in _MODES.items()}
@@ -163,6 +165,20 @@ def _algorithm_back(value: xfrm.Algorithm | None) -> model.Algorithm | None:
     return model.Algorithm(value.name, model.SecretKey(value.key.reveal()), value.icv_bits)
 
 
+def _mark(value: model.Mark | None) -> xfrm.Mark | None:
+    return None if value is None else xfrm.Mark(value.value, value.mask)
+
+
+def _mark_back(value: xfrm.Mark | None) -> model.Mark | None:
+    return None if value is None else model.Mark(value.value, value.mask)
+
+
+def _lifetime_back(value: xfrm.Lifetime) -> model.Lifetime:
+    if value == _NO_LIMITS:
+        return model.UNLIMITED
+    return model.Lifetime(*astuple(value))
+
+
 def state(value: model.SecurityAssociation) -> xfrm.State:
     encapsulation = value.encapsulation
     return xfrm.State(
@@ -178,7 +194,11 @@ def state(value: model.SecurityAssociation) -> xfrm.State:
         encap=xfrm.Encap(encapsulation.source_port, encapsulation.destination_port)
         if encapsulation is not None
         else None,
+        flags=StateFlag.ESN if value.esn else StateFlag(0),
         replay=xfrm.Replay(window=value.replay_window),
+        lifetime=xfrm.Lifetime(*astuple(value.lifetime)),
+        mark=_mark(value.mark),
+        output_mark=_mark(value.output_mark),
     )
 
 
@@ -210,4 +230,8 @@ def state_back(value: xfrm.State) -> model.SecurityAssociation | None:
         if encap is not None
         else None,
         replay_window=value.replay.window,
+        esn=bool(value.flags & StateFlag.ESN),
+        lifetime=_lifetime_back(value.lifetime),
+        mark=_mark_back(value.mark),
+        output_mark=_mark_back(value.output_mark),
     )
