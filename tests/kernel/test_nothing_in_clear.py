@@ -210,8 +210,8 @@ async def test_without_sas_no_wanted_policy_lets_anything_through(
             await reconciler.close()
 
 
-def _always(wanted: DesiredState) -> Callable[[object], DesiredState]:
-    return lambda _: wanted
+def _always(wanted: DesiredState) -> Callable[[object, object], DesiredState]:
+    return lambda peering, negotiated: wanted
 
 
 async def _stops(bench: Bench, policy: Policy, what: str) -> None:

@@ -85,7 +85,7 @@ async def test_the_commands_do_what_the_reconciler_does(
         run(of_ike)
         now = [old]
         reconciler = Reconciler(
-            lambda negotiated: state_of(now[0], list(negotiated)), (old.peering.reqids,)
+            lambda _, negotiated: state_of(now[0], list(negotiated)), (old.peering.reqids,)
         )
         await reconciler.open()
         assert kernel() == found[0]
