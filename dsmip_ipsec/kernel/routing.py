@@ -14,6 +14,7 @@ A mobile node's table layout:
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -217,7 +218,11 @@ class Routing:
         self._routes[name] = route
 
     async def _rule(self, rule: dict[str, Any]) -> None:
-        await self._ipr.rule("add", **rule)
+        try:
+            await self._ipr.rule("add", **rule)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:  # that of a daemon that was killed
+                raise
         self._rules.append(rule)
 
 

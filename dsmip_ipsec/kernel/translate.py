@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address
+from dataclasses import astuple
+from ipaddress import IPv6Address, ip_network
 
 from dsmip_ipsec.ipsec import model
+from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6
 from dsmip_ipsec.xfrm import types as xfrm
-from dsmip_ipsec.xfrm.constants import Action, Direction, Mode, Protocol
+from dsmip_ipsec.xfrm.constants import Action, Direction, Mode, Protocol, StateFlag
 
 _DIRECTIONS = {
     model.Direction.IN: Direction.IN,
     model.Direction.OUT: Direction.OUT,
     model.Direction.FWD: Direction.FWD,
 }
+_NO_LIMITS = xfrm.Lifetime()
 _DIRECTIONS_BACK = {value: key for key, value in _DIRECTIONS.items()}
 _MODES = {model.Mode.TRANSPORT: Mode.TRANSPORT, model.Mode.TUNNEL: Mode.TUNNEL}
 _MODES_BACK = {value: key for key, value in _MODES.items()}
@@ -24,13 +27,15 @@ _EXTENSIONS_BACK = {value: key for key, value in _EXTENSIONS.items()}
 
 
 def selector(value: model.Selector) -> xfrm.Selector:
-    """The Mobility Header type is the kernel's source port, in either direction of flow."""
+    """Mobility Header and ICMPv6 types are the kernel's source port, in either direction of flow.
+    (The destination port of ICMPv6 is the code.)"""
     message = value.mobility_header_type
+    port = message.value if message is not None else value.icmpv6_type
     return xfrm.Selector(
         value.source,
         value.destination,
         value.protocol,
-        source_port=message.value if message is not None else None,
+        source_port=port,
     )
 
 
@@ -68,13 +73,15 @@ def _extension_template(value: model.ExtensionTemplate) -> xfrm.Template:
 
 
 def extension(value: model.ExtensionState) -> xfrm.State:
-    """Such a state has no SPI and no algorithms."""
+    """Such a state has no SPI and no algorithms, and a selector for every IPv6 packet."""
+    anywhere = ip_network("::/0")
     return xfrm.State(
         destination=value.destination,
         source=value.source,
         spi=0,
         protocol=_EXTENSIONS[value.extension],
         mode=Mode.ROUTE_OPTIMIZATION,
+        selector=xfrm.Selector(anywhere, anywhere),
         reqid=value.reqid,
         care_of_address=value.care_of_address,
     )
@@ -96,32 +103,41 @@ def extension_back(value: xfrm.State) -> model.ExtensionState | None:
     return model.ExtensionState(kind, source, destination, care_of, value.reqid)
 
 
+def policy_key(
+    value: xfrm.Policy | xfrm.PolicyId,
+) -> tuple[model.Direction, model.Selector] | None:
+    """What the model knows a kernel policy by; None for one that we could not have written."""
+    direction, inner = _DIRECTIONS_BACK.get(value.direction), _selector_back(value.selector)
+    return None if direction is None or inner is None else (direction, inner)
+
+
 def policy_back(value: xfrm.Policy) -> model.Policy | None:
     """The model of a kernel policy; None for one that we could not have written."""
-    source, destination = value.selector.source, value.selector.destination
-    direction = _DIRECTIONS_BACK.get(value.direction)
-    if source is None or destination is None or direction is None:
-        return None
-    message = None
-    if value.selector.source_port is not None:
-        try:
-            message = model.MobilityHeaderType(value.selector.source_port)
-        except ValueError:
-            return None
+    key = policy_key(value)
     template = _template_back(value.templates[0], value.templates[1:]) if value.templates else None
-    if value.templates and template is None:
+    if key is None or (value.templates and template is None):
         return None
     blocks = value.action is Action.BLOCK
     if blocks == (template is not None):
         return None
+    action = model.Action.BLOCK if blocks else model.Action.PROTECT
+    return model.Policy(*key, value.priority, action, template)
+
+
+def _selector_back(value: xfrm.Selector) -> model.Selector | None:
+    if value.source is None or value.destination is None:
+        return None
+    message, icmpv6_type = None, None
+    if value.source_port is not None:
+        if value.protocol == IPPROTO_ICMPV6:
+            icmpv6_type = value.source_port
+        else:
+            try:
+                message = model.MobilityHeaderType(value.source_port)
+            except ValueError:
+                return None
     try:
-        return model.Policy(
-            direction,
-            model.Selector(source, destination, value.selector.protocol, message),
-            value.priority,
-            model.Action.BLOCK if blocks else model.Action.PROTECT,
-            template,
-        )
+        return model.Selector(value.source, value.destination, value.protocol, message, icmpv6_type)
     except ValueError:
         return None
 
@@ -151,6 +167,20 @@ def _algorithm_back(value: xfrm.Algorithm | None) -> model.Algorithm | None:
     return model.Algorithm(value.name, model.SecretKey(value.key.reveal()), value.icv_bits)
 
 
+def _mark(value: model.Mark | None) -> xfrm.Mark | None:
+    return None if value is None else xfrm.Mark(value.value, value.mask)
+
+
+def _mark_back(value: xfrm.Mark | None) -> model.Mark | None:
+    return None if value is None else model.Mark(value.value, value.mask)
+
+
+def _lifetime_back(value: xfrm.Lifetime) -> model.Lifetime:
+    if value == _NO_LIMITS:
+        return model.UNLIMITED
+    return model.Lifetime(*astuple(value))
+
+
 def state(value: model.SecurityAssociation) -> xfrm.State:
     encapsulation = value.encapsulation
     return xfrm.State(
@@ -166,7 +196,11 @@ def state(value: model.SecurityAssociation) -> xfrm.State:
         encap=xfrm.Encap(encapsulation.source_port, encapsulation.destination_port)
         if encapsulation is not None
         else None,
+        flags=StateFlag.ESN if value.esn else StateFlag(0),
         replay=xfrm.Replay(window=value.replay_window),
+        lifetime=xfrm.Lifetime(*astuple(value.lifetime)),
+        mark=_mark(value.mark),
+        output_mark=_mark(value.output_mark),
     )
 
 
@@ -198,4 +232,8 @@ def state_back(value: xfrm.State) -> model.SecurityAssociation | None:
         if encap is not None
         else None,
         replay_window=value.replay.window,
+        esn=bool(value.flags & StateFlag.ESN),
+        lifetime=_lifetime_back(value.lifetime),
+        mark=_mark_back(value.mark),
+        output_mark=_mark_back(value.output_mark),
     )

@@ -84,7 +84,12 @@ def deploy(
     for peer, node in zip(peers, deployment.mobile_nodes, strict=True):
         nodes[node.name] = _write(
             deployment, node.name, node.name, directory, export_keys,
-            {"mobile_node": peer, "lifetime_s": lab.mobility.lifetime_s}, home, lab,
+            {
+                "mobile_node": peer,
+                "lifetime_s": lab.mobility.lifetime_s,
+                "force_udp": lab.mobility.force_udp,
+            },
+            home, lab,
         )  # fmt: skip
     return nodes
 
@@ -112,7 +117,11 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
                 data_reqid=ids.data,
             )
         )
-    settings = IkeSettings(mobility=MobilityMode(lab.ike.mobility), protect_data=lab.data.protected)
+    settings = IkeSettings(
+        mobility=MobilityMode(lab.ike.mobility),
+        protect_data=lab.data.protected,
+        force_udp=lab.mobility.force_udp,
+    )
     return Deployment(agent, tuple(nodes), settings)
 
 

@@ -24,6 +24,7 @@ from dsmip_ipsec.lab.expectations import Observation, judge
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.spec import Expect, Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
+from dsmip_ipsec.lab.timeline import timeline
 
 # A step that isn't done by then has failed: a user hears of it within half a minute.
 STEP_S = 25.0
@@ -154,6 +155,7 @@ class Scenario:
             steps=steps,
             expectations=overall,
             failure=self._failure,
+            timelines=tuple(timeline(one, one.flow.node, self._origin_ns) for one in series),
             artefacts=self._artefacts(),
         )
 

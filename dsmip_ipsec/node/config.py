@@ -58,7 +58,11 @@ class HomeAgentSection(_Section):
 
 
 class MobileNodeConfig(_Section):
-    """The mobile node's daemon. ``lifetime_s`` is the binding lifetime that it asks for."""
+    """The mobile node's daemon. ``lifetime_s`` is the binding lifetime that it asks for.
+
+    ``force_udp``: ask for UDP encapsulation in IPv4 networks without NAT too (F, RFC 5555 §3.1.3),
+    where plain ESP doesn't pass. With MOBIKE, charon needs ``encap = yes`` for it.
+    """
 
     control_socket: Path
     home_agent: HomeAgentSection
@@ -66,6 +70,7 @@ class MobileNodeConfig(_Section):
     ipsec: IpsecKind = "kernel"
     ike: IkeSection | None = None
     lifetime_s: int = Field(default=600, ge=4, le=4 * 0xFFFF)
+    force_udp: bool = False
     protect_data: bool = True
     handover_timeout_s: float = Field(default=15.0, gt=0)
 
@@ -76,9 +81,13 @@ class MobileNodeConfig(_Section):
             raise ValueError('a section "ike" belongs to ipsec = "kernel", and only there')
         return self
 
+    @property
+    def _moves(self) -> bool:
+        return _moves_associations(self.ipsec, self.ike)
+
     def peering(self) -> Peering:
         return _peering(
-            Role.MOBILE_NODE, self.home_agent, self.mobile_node, self.protect_data, _moves(self.ike)
+            Role.MOBILE_NODE, self.home_agent, self.mobile_node, self.protect_data, self._moves
         )
 
 
@@ -99,22 +108,28 @@ class HomeAgentConfig(_Section):
         _check_keys(self.ipsec, self.mobile_nodes)
         return self
 
+    @property
+    def _moves(self) -> bool:
+        return _moves_associations(self.ipsec, self.ike)
+
     def peerings(self) -> tuple[Peering, ...]:
-        moves = _moves(self.ike if self.ipsec == "kernel" else None)
         return tuple(
-            _peering(Role.HOME_AGENT, self.home_agent, node, self.protect_data, moves)
+            _peering(Role.HOME_AGENT, self.home_agent, node, self.protect_data, self._moves)
             for node in self.mobile_nodes
         )
-
-
-def _moves(ike: IkeSection | HomeAgentIkeSection | None) -> bool:
-    """RFC 5555 §5.1: with MOBIKE, IKE moves the SAs, and nobody else. Without IKE, we do."""
-    return ike is None or ike.mobility_mode is not MobilityMode.MOBIKE
 
 
 def _check_keys(ipsec: IpsecKind, nodes: tuple[PeerSection, ...]) -> None:
     if ipsec == "kernel" and any(node.associations for node in nodes):
         raise ValueError('"associations" belong to ipsec = "userspace": else IKE makes them')
+
+
+def _moves_associations(ipsec: IpsecKind, ike: IkeSection | HomeAgentIkeSection | None) -> bool:
+    """RFC 5555 §5.1: with MOBIKE, IKE moves the SAs, and nobody else. Without IKE, nobody else is
+    there to move them."""
+    return ipsec == "userspace" or (
+        ike is not None and ike.mobility_mode is not MobilityMode.MOBIKE
+    )
 
 
 def _peering(

@@ -20,7 +20,7 @@ from dsmip_ipsec.errors import ConfigError, IkeError, MobilityError
 from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import SecurityAssociation
-from dsmip_ipsec.ipsec.peering import outbound
+from dsmip_ipsec.ipsec.peering import Reqids, outbound
 from dsmip_ipsec.kernel.routing import Attachment
 from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.mobility.mobile_node import MobileNode
@@ -41,7 +41,6 @@ class MobileNodeDaemon(EngineDaemon):
     def __init__(self, config: MobileNodeConfig) -> None:
         self._config = config
         self._peering = config.peering()
-        ike = config.ike
         home = self._peering.ipv4_home_address
         self._engine = MobileNode(
             EngineConfig(
@@ -50,7 +49,9 @@ class MobileNodeDaemon(EngineDaemon):
                 home_agent_ipv4=self._peering.home_agent_ipv4,
                 ipv4_home_address=IPv4Interface(home) if home is not None else None,
                 lifetime=config.lifetime_s,
-                key_mobility=ike is not None and ike.mobility_mode is MobilityMode.K_BIT,
+                force_udp=config.force_udp,
+                key_mobility=config.ike is not None
+                and config.ike.mobility_mode is MobilityMode.K_BIT,
             ),
             secrets.randbits,
         )
@@ -71,9 +72,9 @@ class MobileNodeDaemon(EngineDaemon):
             else None,
         )
         self._keys: KeyManagement | None = None
-        if ike is not None:
+        if config.ike is not None:
             self._keys = KeyManagement(
-                ike,
+                config.ike,
                 self._peering,
                 associations=lambda: self._reconciler.associations,
                 changed=self._reconciler.trigger,
@@ -102,7 +103,7 @@ class MobileNodeDaemon(EngineDaemon):
         ipv4 = self._peering.ipv4_home_address
         return [self._peering.home_address, *([ipv4] if ipv4 is not None else [])]
 
-    def _desired(self, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
+    def _desired(self, peering: Reqids, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
         return desired(
             self._peering,
             active=self._active,

@@ -79,6 +79,10 @@ class MobilityLab:
         (sa,) = [sa for sa in await self.driver(node).list_sas() if sa.established]
         return sa
 
+    async def single(self, node: str) -> bool:
+        """Whether charon has one IKE_SA, and not a rekeyed one besides."""
+        return len(await self.driver(node).list_sas()) == 1
+
     async def associations(self, node: str) -> list[SecurityAssociation]:
         return await self.standing.observers[node].associations()
 

@@ -126,6 +126,7 @@ async def test_reauthentication_and_deletion(tmp_path: Path, node: str) -> None:
             await lab.agree()
             assert not old & {sa.spi for sa in await lab.associations(node)}
         for child in ("data", "signalling-tunnel", None):
+            await until(lambda: lab.single(node), "the rekeyed IKE_SA is gone")
             await lab.driver(node).terminate("mn", child)
             await recovered(lab, 10)
     lab.nothing_in_clear()
