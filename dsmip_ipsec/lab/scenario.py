@@ -200,7 +200,10 @@ class Scenario:
     async def _act(self, step: Step, nodes: Sequence[str]) -> str:
         if step.block is not None:
             await self.standing.block(step.block)
-            return f"block {step.block.protocol} port {step.block.port} at {step.block.node}"
+            return f"block {step.block}"
+        if step.impair is not None:
+            await asyncio.to_thread(self.standing.topology.impair, step.impair)
+            return f"impair {step.impair}"
         if step.kill is not None:
             self.standing.processes[step.kill].signal(signal.SIGKILL)
             return f"kill {step.kill}"

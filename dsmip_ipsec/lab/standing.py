@@ -216,8 +216,10 @@ class StandingLab:
         found: list[flow.FlowSpec] = []
         for name in self.lab.flow_nodes():
             node = self.lab.mobile_nodes()[name]
-            homes: list[IPv4Address | IPv6Address] = [node.home_address]
-            if node.ipv4_home_address is not None:
+            homes: list[IPv4Address | IPv6Address] = []
+            if "ipv6" in settings.families:
+                homes.append(node.home_address)
+            if "ipv4" in settings.families and node.ipv4_home_address is not None:
                 homes.append(node.ipv4_home_address)
             found += flow.flows(
                 homes,
