@@ -154,10 +154,10 @@ def test_flows_of_two_families_and_directions() -> None:
     peer = [ip_address("192.0.2.9"), ip_address("2001:db8::9")]
     found = flows(home, peer, interval_ms=5)
     assert [(f.name, str(f.source), str(f.destination)) for f in found] == [
-        ("ipv6-up", "2001:db8::1", "2001:db8::9"),
-        ("ipv6-down", "2001:db8::9", "2001:db8::1"),
-        ("ipv4-up", "192.0.2.1", "192.0.2.9"),
-        ("ipv4-down", "192.0.2.9", "192.0.2.1"),
+        ("mn-ipv6-up", "2001:db8::1", "2001:db8::9"),
+        ("mn-ipv6-down", "2001:db8::9", "2001:db8::1"),
+        ("mn-ipv4-up", "192.0.2.1", "192.0.2.9"),
+        ("mn-ipv4-down", "192.0.2.9", "192.0.2.1"),
     ]
     assert len({flow.number for flow in found}) == 4
     assert [FlowSpec.from_json(json.loads(json.dumps(f.to_json()))) for f in found] == found
@@ -201,7 +201,7 @@ def test_broken_result_files(tmp_path: Path, text: str) -> None:
 
 def test_a_timeline_shows_losses_and_waits_when_they_were() -> None:
     """A second of probes, of which 50 to 59 are lost: sent at 250 to 295 ms."""
-    found = timeline(series(200, lost=set(range(50, 60))), "mn", START - 1000 * MS)
+    found = timeline(series(200, lost=set(range(50, 60))), START - 1000 * MS)
     assert (found.start_s, found.bin_ms) == (1.0, 100)
     assert found.sent == (20,) * 10 + (0,)
     assert found.lost == (0, 0, 10, *(0,) * 8)
@@ -210,12 +210,12 @@ def test_a_timeline_shows_losses_and_waits_when_they_were() -> None:
 
 
 def test_a_timeline_of_nothing() -> None:
-    assert timeline(series(0), "mn", START).sent == ()
-    found = timeline(series(20, lost=set(range(20))), "mn", START)
+    assert timeline(series(0), START).sent == ()
+    found = timeline(series(20, lost=set(range(20))), START)
     assert (found.sent, found.lost, found.wait_ms) == ((20,), (20,), (0.0,))
 
 
 def test_a_timeline_counts_a_probe_once() -> None:
     one = series(20)
     twice = Series(SPEC, one.sent, tuple(sorted([*one.received] * 2, key=lambda p: p[2])))
-    assert timeline(twice, "mn", START) == timeline(one, "mn", START)
+    assert timeline(twice, START) == timeline(one, START)
