@@ -155,7 +155,7 @@ class Scenario:
             steps=steps,
             expectations=overall,
             failure=self._failure,
-            timelines=tuple(timeline(one, self._origin_ns) for one in series),
+            timelines=tuple(timeline(one, one.flow.node, self._origin_ns) for one in series),
             artefacts=self._artefacts(),
         )
 

@@ -11,8 +11,8 @@ from dsmip_ipsec.lab import flow, record
 BIN_MS = 100.0
 
 
-def timeline(series: flow.Series, origin_ns: int) -> record.FlowTimeline:
-    """Bins of the flow, counted from ``origin_ns`` (CLOCK_MONOTONIC)."""
+def timeline(series: flow.Series, node: str, origin_ns: int) -> record.FlowTimeline:
+    """Bins of the flow of mobile node ``node``, counted from ``origin_ns`` (CLOCK_MONOTONIC)."""
     width = round(BIN_MS * flow.NS_PER_MS)
     arrived: dict[int, int] = {}
     for number, _, at in series.received:
@@ -38,7 +38,7 @@ def timeline(series: flow.Series, origin_ns: int) -> record.FlowTimeline:
             wait[index] = max(wait[index], round((at - last) / flow.NS_PER_MS, 2))
         last = at
     return record.FlowTimeline(
-        node=series.flow.node,
+        node=node,
         family=series.flow.family,
         direction=series.flow.direction,
         start_s=round(start * BIN_MS / 1000, 3),
