@@ -137,6 +137,11 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
+def template(name: str) -> jinja2.Template:
+    """A template of ``templates/``, strict about what it is given."""
+    return _environment().get_template(name)
+
+
 def _mobility_ts(address: object) -> str:
     return f"{quoting.address(address)}[135]"  # IPPROTO_MH
 
