@@ -20,7 +20,7 @@ from dsmip_ipsec.errors import ConfigError, IkeError, MobilityError
 from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import SecurityAssociation
-from dsmip_ipsec.ipsec.peering import outbound
+from dsmip_ipsec.ipsec.peering import Reqids, outbound
 from dsmip_ipsec.kernel.routing import Attachment
 from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.mobility.mobile_node import MobileNode
@@ -103,7 +103,7 @@ class MobileNodeDaemon(EngineDaemon):
         ipv4 = self._peering.ipv4_home_address
         return [self._peering.home_address, *([ipv4] if ipv4 is not None else [])]
 
-    def _desired(self, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
+    def _desired(self, peering: Reqids, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
         return desired(
             self._peering,
             active=self._active,
