@@ -23,10 +23,15 @@ class _Section(BaseModel):
 
 
 class IkeSection(_Section):
-    """How to reach charon, and what its configuration calls things."""
+    """How to reach charon, and what its configuration calls things.
+
+    ``connection`` leads to the home agent's IPv4 address, ``ipv6_connection`` to its IPv6 one;
+    they differ in that only. Without the latter, IKE begins over IPv4 alone.
+    """
 
     vici_socket: Path
     connection: str
+    ipv6_connection: str = ""
     timeout_s: float = Field(default=15.0, gt=0)
 
 
@@ -111,6 +116,7 @@ def _peering(
         reqids=Reqids(node.signalling_reqid, node.mirror_reqid, node.data_reqid),
         protect_data=protect,
         moves_associations=ipsec == "userspace",  # nobody else is there to move them
+        native_signalling=False,  # the signalling path sees to the headers itself
     )
 
 

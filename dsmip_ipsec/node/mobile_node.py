@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from typing import Any
 
-from dsmip_ipsec.errors import ConfigError, IkeError, MobilityError
+from dsmip_ipsec.errors import DsmipError, IkeError, MobilityError
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import SecurityAssociation
 from dsmip_ipsec.ipsec.peering import outbound
-from dsmip_ipsec.kernel.routing import Attachment
+from dsmip_ipsec.kernel.routing import Address, Attachment
 from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.mobility.mobile_node import MobileNode
 from dsmip_ipsec.mobility.mobile_node_config import MobileNodeConfig as EngineConfig
@@ -29,8 +30,11 @@ from dsmip_ipsec.node.config import MobileNodeConfig
 from dsmip_ipsec.node.configured_sas import associations
 from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
+from dsmip_ipsec.node.place import Place, read_place
 from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
 from dsmip_ipsec.node.userspace_path import UserspacePath
+
+log = logging.getLogger(__name__)
 
 # For charon to drop an IKE_SA; the peer isn't waited for.
 STOP_TIMEOUT_S = 1.0
@@ -60,8 +64,11 @@ class MobileNodeDaemon(EngineDaemon):
         self._active = False
         self._binding: Binding | None = None
         self._binding_changed = asyncio.Event()
-        self._attachment: Attachment | None = None
+        self._place: Place | None = None  # the newest network
+        self._attachments: list[Attachment] = []  # set up: the newest network's, and older ones
+        self._in_use: Attachment | None = None  # by the tunnel
         self._moving = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
         super().__init__(
             self._engine,
             (self._peering.reqids,),
@@ -79,10 +86,12 @@ class MobileNodeDaemon(EngineDaemon):
 
         Its mirrors would be made anew by the next daemon, with sequence numbers from 1: replays.
         """
+        for task in self._tasks:
+            task.cancel()
         if self._active and self._driver is not None:
             with contextlib.suppress(IkeError):
                 await self._driver.terminate(self._connection, timeout=STOP_TIMEOUT_S, force=True)
-        self._active, self._binding = False, None
+        self._active, self._binding, self._in_use = False, None, None
         await super().stop()
 
     async def _set_up(self) -> None:
@@ -107,12 +116,21 @@ class MobileNodeDaemon(EngineDaemon):
     def _follow(self, change: BindingChanged) -> None:
         self._binding = change.new
         self._binding_changed.set()
+        if change.new is not None and not self._moving.locked() and self._elsewhere() is not None:
+            # RFC 5555 §4.4.1: the engine changed the family by itself, or an answer came late.
+            self._start(self._settle_alone())
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _describe(self) -> dict[str, Any]:
         binding = self._binding
         return {
             "bindings": [] if binding is None else [binding_dict(binding, seen=False)],
-            "attachment": self._attachment.interface if self._attachment is not None else "",
+            "attachment": self._in_use.interface if self._in_use is not None else "",
+            "state": str(self._engine.state),
         }
 
     # Commands ---------------------------------------------------------------------------------
@@ -120,79 +138,166 @@ class MobileNodeDaemon(EngineDaemon):
     async def _attach(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Attach to a visited network: the first time, or as a handover.
 
-        Arguments ``interface``, ``care_of_address``, ``gateway``; the result has ``*_ms`` since
-        the start of the command: ``ike`` up, ``binding`` acknowledged, ``sas`` moved.
+        Arguments as of :func:`read_place`; the result has ``*_ms`` since the start of the
+        command: ``ike`` up, ``binding`` acknowledged, ``sas`` moved.
         """
-        try:
-            attachment = Attachment(
-                str(arguments["interface"]),
-                IPv4Address(arguments["care_of_address"]),
-                IPv4Address(arguments["gateway"]),
-            )
-        except ValueError as error:
-            raise ConfigError(f"not an attachment: {error}") from error
+        place = read_place(arguments)
         if self._moving.locked():
             raise MobilityError("a handover is under way", hint="wait until it is done")
         async with self._moving:
-            return await self._hand_over(attachment)
+            return await self._hand_over(place)
 
-    async def _hand_over(self, attachment: Attachment) -> Mapping[str, Any]:
+    async def _hand_over(self, place: Place) -> Mapping[str, Any]:
         started = time.monotonic()
         milestones: dict[str, float] = {}
 
         def reached(name: str) -> None:
             milestones[f"{name}_ms"] = round(1000 * (time.monotonic() - started), 1)
 
-        care_of_address = attachment.care_of_address
-        await self._routing.attach(attachment)
-        self._path.bind(care_of_address)
-        if self._attachment is None:
-            # First the policies that block, then the routes that lead payload to them.
-            self._active = True
-            await self._reconciler.reconcile()
-            await self._routing.payload(TUN_NAME, self._home_addresses())
-            await self._routing.use(attachment, self._peering.home_agent_ipv4)
+        for attachment in place.attachments:
+            await self._routing.attach(attachment)
+            if isinstance(attachment.care_of_address, IPv4Address):
+                self._path.bind(attachment.care_of_address)
+            if attachment not in self._attachments:
+                self._attachments.append(attachment)
+        if not self._active:
+            await self._begin(place)
             if self._driver is not None:
-                await self._driver.establish(
-                    self._connection,
-                    data=self._peering.protect_data,
-                    timeout=self._ike_timeout_s,
-                )
                 reached("ike")
-            await self._reconciler.reconcile()
+        self._place = place
         self._binding_changed.clear()
-        self._carry_out(self._engine.attach(care_of_address, now=self._now()))
-        await self._bound(care_of_address)
+        self._carry_out(
+            self._engine.attach(
+                place.primary.care_of_address,
+                now=self._now(),
+                ipv4_alternative=place.ipv4_alternative,
+                administrative_domain=place.domain,
+            )
+        )
+        attachment = await self._bound(place)
         reached("binding")
-        previous, self._attachment = self._attachment, attachment
-        await self._routing.use(attachment, self._peering.home_agent_ipv4)
+        await self._settle(attachment)
+        reached("sas")
+        return milestones
+
+    async def _begin(self, place: Place) -> None:
+        """Away from home, for the first time: policies, routes, IKE_SA."""
+        # First the policies that block, then the routes that lead payload to them.
+        self._active = True
+        await self._reconciler.reconcile()
+        await self._routing.payload(TUN_NAME, self._home_addresses())
+        try:
+            await self._establish(place)
+        except IkeError:
+            self._active = False
+            await self._routing.leave()
+            await self._routing.no_payload()
+            await self._reconciler.reconcile(settled=True)
+            raise
+        await self._reconciler.reconcile()
+
+    async def _establish(self, place: Place) -> None:
+        """An IKE_SA with its CHILD_SAs, over whichever family works, IPv6 first. Without IKE
+        (user-space IPsec), only the route to the home agent.
+
+        Raises IkeError of the last one that was tried.
+        """
+        ike, driver = self._config.ike, self._driver
+        if ike is None or driver is None:
+            self._in_use = place.primary
+            await self._routing.use(place.primary, self._agent_addresses())
+            return
+        ways = [
+            (attachment, ike.connection if attachment.gateway.version == 4 else ike.ipv6_connection)
+            for attachment in place.attachments
+        ]
+        failure: IkeError | None = None
+        for attachment, connection in ways:
+            if not connection:
+                failure = failure or IkeError(
+                    "there is no connection for IKE over IPv6",
+                    hint="name one in the daemon's configuration: ike.ipv6_connection",
+                )
+                continue
+            await self._routing.use(attachment, self._agent_addresses())
+            self._connection = connection
+            try:
+                await driver.establish(
+                    connection, data=self._peering.protect_data, timeout=ike.timeout_s
+                )
+            except IkeError as error:
+                failure = error
+                log.info("IKE from %s: %s", attachment.care_of_address, error)
+                with contextlib.suppress(IkeError):
+                    await driver.terminate(connection, timeout=STOP_TIMEOUT_S, force=True)
+            else:
+                self._in_use = attachment
+                return
+        assert failure is not None, "a place has an attachment"
+        raise failure
+
+    def _agent_addresses(self) -> tuple[Address, ...]:
+        return (self._peering.home_agent, self._peering.home_agent_ipv4)
+
+    def _elsewhere(self) -> Attachment | None:
+        """The attachment of the binding, if the tunnel isn't there."""
+        if self._binding is None or self._place is None:
+            return None
+        attachment = self._place.of(self._binding.care_of_address)
+        return attachment if attachment != self._in_use else None
+
+    async def _settle_alone(self) -> None:
+        async with self._moving:
+            attachment = self._elsewhere()
+            if attachment is not None and self._active:
+                try:
+                    await self._settle(attachment)
+                except DsmipError as error:
+                    log.warning("following the binding: %s", error)
+
+    async def _settle(self, attachment: Attachment) -> None:
+        """The home agent has bound ``attachment``: IKE_SA, SAs and routes follow."""
+        await self._routing.use(attachment, self._agent_addresses())
+        self._in_use = attachment
         if self._peering.protect_data and self._driver is not None:
-            await self._data_moved(care_of_address)
+            await self._data_moved(attachment.care_of_address)
         await self._reconciler.reconcile()
         if isinstance(self._path, UserspacePath):
             self._path.announce()
-        reached("sas")
-        if previous is not None and previous != attachment:
-            self._path.unbind(previous.care_of_address)
-            await self._routing.detach(previous.interface)
-        return milestones
+        here = self._place.attachments if self._place is not None else ()
+        for other in [each for each in self._attachments if each not in here]:
+            await self._detach(other)
 
-    async def _bound(self, care_of_address: IPv4Address) -> None:
-        """Wait for the BA that binds ``care_of_address``."""
+    async def _detach(self, attachment: Attachment) -> None:
+        self._attachments.remove(attachment)
+        address = attachment.care_of_address
+        shared = any(address == other.care_of_address for other in self._attachments)
+        if isinstance(address, IPv4Address) and not shared:
+            self._path.unbind(address)
+        await self._routing.detach(attachment)
+
+    async def _bound(self, place: Place) -> Attachment:
+        """Wait for the BA that binds a care-of address of ``place``; return which one."""
         limit = self._config.handover_timeout_s
         try:
             async with asyncio.timeout(limit):
-                while self._binding is None or self._binding.care_of_address != care_of_address:
+                while True:
+                    if self._binding is not None:
+                        attachment = place.of(self._binding.care_of_address)
+                        if attachment is not None:
+                            return attachment
                     await self._binding_changed.wait()
                     self._binding_changed.clear()
         except TimeoutError as error:
+            addresses = " or ".join(str(each.care_of_address) for each in place.attachments)
+            way = "UDP port 4191" if place.primary.gateway.version == 4 else "ESP over IPv6"
             raise MobilityError(
-                f"no binding acknowledgement for {care_of_address} within {limit:g} s",
-                hint="does UDP port 4191 pass to the home agent and back, and is the home agent's "
+                f"no binding acknowledgement for {addresses} within {limit:g} s",
+                hint=f"does {way} pass to the home agent and back, and is the home agent's "
                 "daemon running? its log and counters tell whether the binding update arrived",
             ) from error
 
-    async def _data_moved(self, care_of_address: IPv4Address) -> None:
+    async def _data_moved(self, care_of_address: Address) -> None:
         """Wait until charon has the data SAs of both directions at ``care_of_address``."""
 
         def moved(associations: tuple[SecurityAssociation, ...]) -> bool:
@@ -219,15 +324,15 @@ class MobileNodeDaemon(EngineDaemon):
                 self._binding_changed.clear()
                 self._carry_out(self._engine.deregister(self._now()))
                 await self._unbound()
-            if self._attachment is not None and self._driver is not None:
+            if self._active and self._driver is not None:
                 await self._driver.terminate(self._connection, timeout=self._ike_timeout_s)
+            await self._routing.leave()
             await self._routing.no_payload()
             self._active = False
             await self._reconciler.reconcile(settled=True)
-            if self._attachment is not None:
-                self._path.unbind(self._attachment.care_of_address)
-                await self._routing.detach(self._attachment.interface)
-                self._attachment = None
+            for attachment in list(self._attachments):
+                await self._detach(attachment)
+            self._place = self._in_use = None
         return {}
 
     async def _unbound(self) -> None:
