@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -77,9 +77,17 @@ class MobileNodeConfig(_Section):
 
 
 class HomeAgentConfig(_Section):
-    """The home agent's daemon, with the mobile nodes that may register."""
+    """The home agent's daemon, with the mobile nodes that may register.
+
+    ``home_link``: the interface where home addresses are defended while their mobile nodes are
+    away, "" where nobody else is on that link. ``duplicate_address_detection`` is on where there
+    is one, unless it says otherwise. ``home_prefixes``: home addresses elsewhere are refused.
+    """
 
     control_socket: Path
+    home_link: str = ""
+    home_prefixes: tuple[IPv6Network, ...] = ()
+    duplicate_address_detection: bool | None = None
     home_agent: HomeAgentSection
     mobile_nodes: tuple[PeerSection, ...] = Field(min_length=1)
     max_lifetime_s: int = Field(default=3600, ge=4, le=4 * 0xFFFF)
@@ -91,6 +99,13 @@ class HomeAgentConfig(_Section):
     def _one_source_of_keys(self) -> HomeAgentConfig:
         _check_keys(self.ipsec, self.mobile_nodes)
         return self
+
+    @property
+    def detects_duplicates(self) -> bool:
+        """Whether RFC 6275 §10.3.1's duplicate address detection is done."""
+        if self.duplicate_address_detection is None:
+            return bool(self.home_link)
+        return self.duplicate_address_detection
 
     def peerings(self) -> tuple[Peering, ...]:
         return tuple(

@@ -121,6 +121,10 @@ class EngineDaemon(ABC):
     def _follow(self, change: BindingChanged) -> None:
         """A binding changed; the reconciler is triggered afterwards, unless it is a refresh."""
 
+    def _also(self, output: Output) -> None:
+        """Do what only this role's engine asks for."""
+        log.info("left undone: %s", output)
+
     def _on_mapping(self, mapping: PeerMapping) -> None:
         """User-space IPsec only: a peer's ESP comes from elsewhere now."""
         log.info("ESP of spi 0x%08x comes from %s now", mapping.key[1], mapping.source)
@@ -152,6 +156,8 @@ class EngineDaemon(ABC):
                     self._reconciler.trigger()
             elif isinstance(output, Event):
                 log.info("%s %s %s", output.kind, output.home_address or "", dict(output.detail))
+            else:
+                self._also(output)
         self._timer.rearm()
 
     async def _status(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,11 +15,13 @@ from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.mobility.home_agent import HomeAgent
 from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig as EngineConfig
 from dsmip_ipsec.mobility.home_agent_config import Subscriber
+from dsmip_ipsec.mobility.home_link_types import DetectDuplicateAddress, HomeLinkChanged
 from dsmip_ipsec.mobility.types import Binding, BindingChanged, OuterAddress, Output
 from dsmip_ipsec.node.config import HomeAgentConfig
 from dsmip_ipsec.node.configured_sas import associations
 from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
+from dsmip_ipsec.node.home_link import HomeLink
 from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
 from dsmip_ipsec.userspace.engine import Mapping
 
@@ -44,7 +46,17 @@ class HomeAgentDaemon(EngineDaemon):
                 },
                 max_lifetime=config.max_lifetime_s,
                 nat_refresh_time=config.nat_refresh_time_s,
+                home_prefixes=config.home_prefixes,
+                duplicate_address_detection=config.detects_duplicates,
             )
+        )
+        self._home_link = HomeLink(
+            config.home_link or None,
+            TUN_NAME,
+            config.home_agent.home_agent,
+            lambda home_address, duplicate: self._carry_out(
+                self._engine.duplicate_address_result(home_address, duplicate, self._now())
+            ),
         )
         self._bindings: dict[IPv6Address, Binding] = {}
         reqids = tuple(peering.reqids for peering in self._peerings.values())
@@ -74,9 +86,11 @@ class HomeAgentDaemon(EngineDaemon):
     async def stop(self) -> None:
         """Take everything down: no policy, mirror, route or rule of ours is left."""
         self._bindings.clear()
+        self._home_link.close()
         await super().stop()
 
     async def _set_up(self) -> None:
+        self._home_link.open()
         self._path.bind(self._config.home_agent.home_agent_ipv4)
 
     def _desired(self, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
@@ -96,6 +110,14 @@ class HomeAgentDaemon(EngineDaemon):
 
     def _accepts(self, source: IPv6Address, destination: IPv6Address) -> bool:
         return destination == self._config.home_agent.home_agent and source in self._peerings
+
+    def _also(self, output: Output) -> None:
+        if isinstance(output, HomeLinkChanged):
+            self._home_link.change(output)
+        elif isinstance(output, DetectDuplicateAddress):
+            self._home_link.detect(output)
+        else:
+            super()._also(output)
 
     def _time_is_up(self, now: float) -> list[Output]:
         return self._engine.expire(now)

@@ -121,7 +121,6 @@ class SignallingPath:
         loop.add_reader(self._native.fileno(), self._read_native)
 
     def close(self) -> None:
-        loop = asyncio.get_running_loop()
         for local in list(self._udp):
             self.unbind(local)
         self._close_sockets()

@@ -11,9 +11,12 @@ import contextlib
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator, Callable
+import tomllib
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from dsmip_ipsec.lab.spec import parse
 from dsmip_ipsec.lab.standing import StandingLab
@@ -30,6 +33,7 @@ name = "daemons"
 mn = { role = "mobile_node", home_address = "2001:db8:100::100", ipv4_home_address = "203.0.113.200" }
 core = { role = "router" }
 cn = { role = "correspondent_node" }
+neighbour = { role = "router" }
 [nodes.nat]
 role = "nat"
 inside = "private"
@@ -59,6 +63,8 @@ core = ["203.0.113.1/30", "2001:db8:0:1::1/64"]
 ha = ["203.0.113.2/30", "2001:db8:0:1::2/64"]
 [links.home.ends]
 ha = ["203.0.113.129/25", "2001:db8:100::1/64"]
+neighbour = ["203.0.113.130/25", "2001:db8:100::2/64"]
+mn = ["203.0.113.131/25", "2001:db8:100::131/64"]
 [links.internet.ends]
 core = ["192.0.2.129/25", "2001:db8:0:2::1/64"]
 cn = ["192.0.2.200/25", "2001:db8:0:2::200/64"]
@@ -75,7 +81,18 @@ interval_ms = 20
 
 
 class DaemonLab(StandingLab):
-    """A standing lab, and what the tests ask of it."""
+    """A standing lab, and what the tests ask of it. ``settings``: for the daemons' configuration
+    files, by node, in place of what the lab would write."""
+
+    settings: Mapping[str, Mapping[str, Any]] = {}
+
+    async def _start_daemons(self) -> None:
+        for name, settings in self.settings.items():
+            path = self.nodes[name].daemon_config
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+            _merge(document, settings)
+            path.write_text(tomli_w.dumps(document), encoding="utf-8")
+        await super()._start_daemons()
 
     async def move(self, link: str, node: str = "mn", **more: Any) -> dict[str, Any]:
         """Addresses of ``link``, then the command ``attach`` with all of its families."""
@@ -123,6 +140,14 @@ class DaemonLab(StandingLab):
         return (self.out / "logs" / f"{what}.log").read_text(encoding="utf-8", errors="replace")
 
 
+def _merge(document: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            _merge(document.setdefault(key, {}), value)
+        else:
+            document[key] = value
+
+
 def tshark(out: Path, capture: str, display_filter: str, *fields: str) -> list[list[str]]:
     """Fields of the packets that match, decrypted with the exported keys."""
     command = [
@@ -160,9 +185,12 @@ async def until(true: Callable[[], Any], what: str, timeout_s: float = 20.0) -> 
 
 
 @contextlib.asynccontextmanager
-async def daemon_lab(out: Path, toml: str = LAB) -> AsyncIterator[DaemonLab]:
+async def daemon_lab(
+    out: Path, toml: str = LAB, **settings: Mapping[str, Any]
+) -> AsyncIterator[DaemonLab]:
     """The lab stands; its captures and logs are in ``out`` afterwards."""
     lab = DaemonLab(parse(toml), out, export_keys=True, say=lambda _: None)
+    lab.settings = settings
     try:
         await lab.up()
         yield lab
