@@ -79,13 +79,15 @@ class LinkSocket:
         self._nd.close()
         self._arp.close()
 
-    def receive(self) -> bytes | None:
-        """The next IPv6 packet that is Neighbor Discovery, None when none waits."""
+    def receive(self) -> tuple[bytes, bytes] | None:
+        """The next IPv6 packet that is Neighbor Discovery, and the link-layer address that it came
+        from; None when none waits."""
         return _receive(self._nd)
 
     def receive_arp(self) -> bytes | None:
         """The next ARP packet, None when none waits."""
-        return _receive(self._arp)
+        received = _receive(self._arp)
+        return received[0] if received is not None else None
 
     def send(self, packet: bytes, link_address: bytes) -> None:
         """Send an IPv6 packet to a link-layer address. Raises KernelError."""
@@ -110,10 +112,11 @@ def _packet_socket() -> socket.socket:
     return made
 
 
-def _receive(source: socket.socket) -> bytes | None:
+def _receive(source: socket.socket) -> tuple[bytes, bytes] | None:
     try:
-        return source.recv(_MAX_PACKET)
+        packet, address = source.recvfrom(_MAX_PACKET)
     except BlockingIOError:
         return None
     except OSError:  # ENETDOWN, once, when the interface goes down
-        return b""
+        return b"", b""
+    return packet, bytes(address[4])

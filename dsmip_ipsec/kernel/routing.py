@@ -84,6 +84,7 @@ class Routing:
         self._routes: dict[str, dict[str, Any]] = {}
         self._addresses: list[dict[str, Any]] = []
         self._attachments: set[Attachment] = set()
+        self._at_home: list[dict[str, Any]] = []
 
     async def open(self) -> None:
         self._ipr = AsyncIPRoute()
@@ -95,6 +96,7 @@ class Routing:
             return
         for attachment in list(self._attachments):
             await self.detach(attachment)
+        await self.not_at_home()
         for rule in self._rules:
             await self._undo(self._ipr.rule("del", **rule))
         for route in self._routes.values():
@@ -248,6 +250,38 @@ class Routing:
         for address in home_agent:
             if address.version != attachment.gateway.version:
                 await self._remove_route(f"home agent {address}")
+
+    async def on_link(self, interface: str, home_agent: Address) -> None:
+        """The home agent is on this link: no gateway, whatever was used before."""
+        async with _errors(f"can't route to {home_agent} on {interface}"):
+            await self._route(
+                f"home agent {home_agent}",
+                {"dst": f"{home_agent}/{home_agent.max_prefixlen}",
+                 "family": _family(home_agent), "oif": await self._index(interface)},
+            )  # fmt: skip
+
+    async def at_home(self, interface: str, addresses: Iterable[tuple[Address, int]]) -> None:
+        """Configure home addresses (with their prefix lengths) on the home link, without
+        duplicate address detection: the home agent has defended them until now."""
+        async with _errors(f"can't configure home addresses on {interface}"):
+            index = await self._index(interface)
+            for address, length in addresses:
+                spec: dict[str, Any] = {
+                    "index": index,
+                    "address": str(address),
+                    "prefixlen": length,
+                    "family": _family(address),
+                }
+                if address.version == 6:
+                    spec["flags"] = 0x02  # IFA_F_NODAD
+                await self._ipr.addr("replace", **spec)
+                self._at_home.append(spec)
+
+    async def not_at_home(self) -> None:
+        """Take them away again. Idempotent."""
+        for spec in self._at_home:
+            await self._undo(self._ipr.addr("del", **spec))
+        self._at_home = []
 
     async def leave(self) -> None:
         """Forget the routes to the home agent. Idempotent."""

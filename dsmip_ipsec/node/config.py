@@ -52,9 +52,16 @@ class HomeAgentSection(_Section):
 
 
 class MobileNodeConfig(_Section):
-    """The mobile node's daemon. ``lifetime_s`` is the binding lifetime that it asks for."""
+    """The mobile node's daemon. ``lifetime_s`` is the binding lifetime that it asks for.
+
+    ``interfaces``: those on which it detects movement by itself, the preferred one first; empty:
+    it moves by command only. ``home_prefix``: by which it knows its home link.
+    """
 
     control_socket: Path
+    interfaces: tuple[str, ...] = ()
+    home_prefix: IPv6Network | None = None
+    ipv4_home_prefix_length: int = Field(default=32, ge=1, le=32)
     home_agent: HomeAgentSection
     mobile_node: PeerSection
     ipsec: IpsecKind = "kernel"

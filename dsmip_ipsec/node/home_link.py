@@ -158,9 +158,9 @@ class HomeLink:
 
     def _heard(self) -> None:
         assert self._link is not None, "the reader is removed before"
-        while (packet := self._link.receive()) is not None:
+        while (received := self._link.receive()) is not None:
             try:
-                heard = neighbour.read(packet)
+                heard = neighbour.read(received[0])
             except WireError:
                 continue
             if isinstance(heard, NeighborAdvertisement):

@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from typing import Any
 
-from dsmip_ipsec.errors import DsmipError, IkeError, MobilityError
+from dsmip_ipsec.errors import ConfigError, DsmipError, IkeError, MobilityError
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import SecurityAssociation
@@ -30,7 +30,10 @@ from dsmip_ipsec.node.config import MobileNodeConfig
 from dsmip_ipsec.node.configured_sas import associations
 from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
-from dsmip_ipsec.node.place import Place, read_place
+from dsmip_ipsec.node.movement import Movement, Where
+from dsmip_ipsec.node.place import Home, Place, read_place
+from dsmip_ipsec.node.pursuit import Pursuit
+from dsmip_ipsec.node.returning import HomeInterface
 from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
 from dsmip_ipsec.node.userspace_path import UserspacePath
 
@@ -69,11 +72,25 @@ class MobileNodeDaemon(EngineDaemon):
         self._in_use: Attachment | None = None  # by the tunnel
         self._moving = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._home: HomeInterface | None = None
+        self._pursuit: Pursuit[Place | Home] = Pursuit(self._reach)
+        self._movement: Movement | None = None
+        if config.interfaces:
+            self._movement = Movement(
+                config.interfaces,
+                home_prefix=config.home_prefix,
+                own=self._home_addresses(),
+                moved=self._moved,
+            )
         super().__init__(
             self._engine,
             (self._peering.reqids,),
             config.control_socket,
-            {"attach": self._attach, "deregister": self._deregister},
+            {
+                "attach": self._attach,
+                "deregister": self._deregister,
+                "return_home": self._go_home,
+            },
             userspace=UserspaceIpsec(
                 associations(self._peering, config.mobile_node.associations), keeps_alive=True
             )
@@ -86,8 +103,14 @@ class MobileNodeDaemon(EngineDaemon):
 
         Its mirrors would be made anew by the next daemon, with sequence numbers from 1: replays.
         """
+        if self._movement is not None:
+            self._movement.close()
+        await self._pursuit.stop()
         for task in self._tasks:
             task.cancel()
+        if self._home is not None:
+            self._home.close()
+            self._home = None
         if self._active and self._driver is not None:
             with contextlib.suppress(IkeError):
                 await self._driver.terminate(self._connection, timeout=STOP_TIMEOUT_S, force=True)
@@ -96,6 +119,8 @@ class MobileNodeDaemon(EngineDaemon):
 
     async def _set_up(self) -> None:
         await self._routing.home_addresses(TUN_NAME, self._home_addresses())
+        if self._movement is not None:
+            self._movement.open()
 
     def _home_addresses(self) -> list[IPv4Address | IPv6Address]:
         ipv4 = self._peering.ipv4_home_address
@@ -147,6 +172,62 @@ class MobileNodeDaemon(EngineDaemon):
         async with self._moving:
             return await self._hand_over(place)
 
+    def _moved(self, where: Where) -> None:
+        """Movement detection has found out something."""
+        if where is None:
+            # Whatever network comes next: until then the binding stays.
+            self._carry_out(self._engine.detach(self._now()))
+        else:
+            self._pursuit.aim(where)
+
+    async def _reach(self, where: Place | Home) -> None:
+        async with self._moving:
+            if isinstance(where, Home):
+                await self._return_home(where.interface)
+            else:
+                await self._hand_over(where)
+
+    async def _go_home(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The mobile node is on its home link: remove the bindings, use the home addresses there.
+
+        Argument ``interface``.
+        """
+        if "interface" not in arguments:
+            raise ConfigError("which interface is on the home link?", hint="give interface")
+        async with self._moving:
+            await self._return_home(str(arguments["interface"]))
+        return {}
+
+    async def _return_home(self, interface: str) -> None:
+        """RFC 6275 §11.5.5."""
+        peering = self._peering
+        if self._home is not None and self._home.interface != interface:
+            await self._leave_home()
+        if self._home is None:
+            self._home = HomeInterface(
+                interface, peering.home_address, peering.ipv4_home_address, peering.home_agent
+            )
+        if self._active:
+            await self._routing.on_link(interface, peering.home_agent)
+            self._binding_changed.clear()
+            self._carry_out(self._engine.deregister(self._now(), at_home=True))
+            await self._unbound()
+            await self._quit()
+        lengths = {6: 64, 4: self._config.ipv4_home_prefix_length}
+        if self._config.home_prefix is not None:
+            lengths[6] = self._config.home_prefix.prefixlen
+        await self._routing.at_home(
+            interface, [(each, lengths[each.version]) for each in self._home_addresses()]
+        )
+        self._home.stop_answering()
+        self._home.advertise()
+
+    async def _leave_home(self) -> None:
+        if self._home is not None:
+            self._home.close()
+            self._home = None
+            await self._routing.not_at_home()
+
     async def _hand_over(self, place: Place) -> Mapping[str, Any]:
         started = time.monotonic()
         milestones: dict[str, float] = {}
@@ -154,6 +235,7 @@ class MobileNodeDaemon(EngineDaemon):
         def reached(name: str) -> None:
             milestones[f"{name}_ms"] = round(1000 * (time.monotonic() - started), 1)
 
+        await self._leave_home()
         for attachment in place.attachments:
             await self._routing.attach(attachment)
             if isinstance(attachment.care_of_address, IPv4Address):
@@ -188,7 +270,12 @@ class MobileNodeDaemon(EngineDaemon):
         await self._routing.payload(TUN_NAME, self._home_addresses())
         try:
             await self._establish(place)
-        except IkeError:
+        except (IkeError, asyncio.CancelledError):
+            if self._driver is not None:
+                with contextlib.suppress(IkeError):
+                    await self._driver.terminate(
+                        self._connection, timeout=STOP_TIMEOUT_S, force=True
+                    )
             self._active = False
             await self._routing.leave()
             await self._routing.no_payload()
@@ -324,16 +411,33 @@ class MobileNodeDaemon(EngineDaemon):
                 self._binding_changed.clear()
                 self._carry_out(self._engine.deregister(self._now()))
                 await self._unbound()
-            if self._active and self._driver is not None:
-                await self._driver.terminate(self._connection, timeout=self._ike_timeout_s)
-            await self._routing.leave()
-            await self._routing.no_payload()
-            self._active = False
-            await self._reconciler.reconcile(settled=True)
-            for attachment in list(self._attachments):
-                await self._detach(attachment)
-            self._place = self._in_use = None
+            await self._quit()
         return {}
+
+    async def _quit(self) -> None:
+        """Without a binding: the IKE_SA goes, and with it every SA and policy."""
+        if self._active and self._driver is not None:
+            await self._terminate(self._driver)
+        await self._routing.leave()
+        await self._routing.no_payload()
+        self._active = False
+        await self._reconciler.reconcile(settled=True)
+        for attachment in list(self._attachments):
+            await self._detach(attachment)
+        self._place = self._in_use = None
+
+    async def _terminate(self, driver: ViciDriver) -> None:
+        """The home agent is told, if it can be reached; it finds out otherwise."""
+        try:
+            await driver.terminate(self._connection, timeout=self._terminate_timeout_s())
+        except IkeError as error:
+            log.info("the IKE_SA is dropped: %s", error)
+            with contextlib.suppress(IkeError):
+                await driver.terminate(self._connection, timeout=STOP_TIMEOUT_S, force=True)
+
+    def _terminate_timeout_s(self) -> float:
+        """At home the care-of address is gone, and with it most probably charon's path."""
+        return self._ike_timeout_s if self._home is None else STOP_TIMEOUT_S
 
     async def _unbound(self) -> None:
         limit = self._config.handover_timeout_s

@@ -43,6 +43,13 @@ class Place:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The home link, on ``interface``."""
+
+    interface: str
+
+
 def read_place(arguments: Mapping[str, Any]) -> Place:
     """The arguments of the command ``attach``: ``interface``, ``care_of_address``, ``gateway``
     (either family); with an IPv6 one optionally ``ipv4_care_of_address`` and ``ipv4_gateway``;

@@ -29,6 +29,7 @@ UNSPECIFIED: Final = IPv6Address(0)
 IPPROTO_ICMPV6: Final = 58
 _HOP_LIMIT: Final = 255
 _SOURCE_LINK_LAYER_ADDRESS = 1
+_TARGET_LINK_LAYER_ADDRESS = 2
 _ADVERTISEMENT_INTERVAL = 7  # RFC 6275 §7.3
 _SOLICITED = 0x40
 _OVERRIDE = 0x20
@@ -48,6 +49,14 @@ def solicited_node(target: IPv6Address) -> IPv6Address:
 def multicast_link_address(group: IPv6Address) -> bytes:
     """The Ethernet address of a multicast group (RFC 2464 §7)."""
     return b"\x33\x33" + group.packed[12:]
+
+
+def link_local_of(link_address: bytes) -> IPv6Address:
+    """The link-local address of an Ethernet address (RFC 4291 appendix A)."""
+    if len(link_address) != 6:
+        raise EncodeError(f"a link-layer address of {len(link_address)} octets")
+    identifier = bytes((link_address[0] ^ 2,)) + link_address[1:3] + b"\xff\xfe" + link_address[3:]
+    return IPv6Address(b"\xfe\x80" + bytes(6) + identifier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,15 @@ def neighbor_solicitation(source: IPv6Address, target: IPv6Address, link_address
     """A unicast neighbor solicitation: is ``target`` still there? ``link_address`` is ours."""
     body = bytes(4) + target.packed + _link_option(_SOURCE_LINK_LAYER_ADDRESS, link_address)
     return _packet(source, target, UnknownIcmp(NEIGHBOR_SOLICITATION, 0, body))
+
+
+def solicited_advertisement(
+    source: IPv6Address, destination: IPv6Address, target: IPv6Address, link_address: bytes
+) -> bytes:
+    """The answer to a neighbor solicitation for ``target``, which is at ``link_address``."""
+    body = bytes((_SOLICITED | _OVERRIDE, 0, 0, 0)) + target.packed
+    body += _link_option(_TARGET_LINK_LAYER_ADDRESS, link_address)
+    return _packet(source, destination, UnknownIcmp(NEIGHBOR_ADVERTISEMENT, 0, body))
 
 
 def router_solicitation(source: IPv6Address, link_address: bytes) -> bytes:
