@@ -55,6 +55,7 @@ test-faults: install
 bench: install
 	$(BIN)/pytest -q -s tests/bench
 	$(BIN)/python tests/bench/bench_esp.py
+	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q tests/kernel/test_handover_interruption.py
 
 lint: install
 	$(BIN)/ruff check .

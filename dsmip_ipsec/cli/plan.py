@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan. Raises ConfigError."""
-    from dsmip_ipsec.ipsec import plan_text
+    from dsmip_ipsec.ipsec import plan_commands, plan_text
     from dsmip_ipsec.ipsec.situation import handover
 
     before, after = load(arguments.before), load(arguments.after)
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         print(json.dumps(plan_text.as_json(operations), indent=2, ensure_ascii=False))
     elif arguments.format == "ip-xfrm":
-        print(plan_text.as_ip_xfrm(operations), end="")
+        print(plan_commands.as_ip_xfrm(operations), end="")
     else:
         print(plan_text.as_text(operations), end="")
     return 0

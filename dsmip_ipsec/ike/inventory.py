@@ -109,6 +109,8 @@ class IkeSettings:
     2³² packets outlast every rekey_time, MIGRATE and state replacement carry the 32-bit replay
     state in one small attribute, and tshark can't decrypt ESN captures.
 
+    ``force_udp``: ESP is encapsulated in UDP without NAT too (the F flag, RFC 5555 §3.1.3).
+
     The timers notice a dead peer in ``dpd_delay`` plus :meth:`retransmission_time`, 14.4 s by
     default.
     """
@@ -117,6 +119,7 @@ class IkeSettings:
     esp_proposals: tuple[str, ...] = ("aes128gcm16-ecp256",)
     mobility: MobilityMode = MobilityMode.MOBIKE
     protect_data: bool = True
+    force_udp: bool = False
     dpd_delay: int = 4
     ike_rekey_time: int = 4 * 3600
     child_rekey_time: int = 3600

@@ -23,7 +23,13 @@ import jinja2
 
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ike import quoting
-from dsmip_ipsec.ike.inventory import Certificate, Deployment, IkeSettings, PresharedKey
+from dsmip_ipsec.ike.inventory import (
+    Certificate,
+    Deployment,
+    IkeSettings,
+    MobilityMode,
+    PresharedKey,
+)
 from dsmip_ipsec.resources import resource_directory
 
 # charon takes 5.9.8's plugins in this order. openssl brings every algorithm that the proposals
@@ -94,6 +100,7 @@ class _Connection:
     data_remote_ts: tuple[str, ...]
     signalling_reqid: int
     data_reqid: int
+    pretends_nat: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +179,7 @@ def _connections(deployment: Deployment, node: str | None) -> list[_Connection]:
                 data_remote_ts=home if at_home_agent else world,
                 signalling_reqid=mn.signalling_reqid,
                 data_reqid=mn.data_reqid,
+                pretends_nat=not at_home_agent and _pretends_nat(deployment.settings),
             )
         )
         if not at_home_agent:
@@ -189,6 +197,11 @@ def _connections(deployment: Deployment, node: str | None) -> list[_Connection]:
 def ipv6_connection(name: str) -> str:
     """What the mobile node ``name`` calls the connection to the home agent's IPv6 address."""
     return f"{name}-ipv6"
+
+
+def _pretends_nat(settings: IkeSettings) -> bool:
+    """Whether mobile nodes make the home agent's charon believe in a NAT."""
+    return settings.force_udp or settings.mobility is not MobilityMode.MOBIKE
 
 
 def render_swanctl(deployment: Deployment, node: str | None) -> str:
@@ -231,6 +244,7 @@ def render_strongswan(
     interfaces: tuple[str, ...] = (),
     threads: int = 8,
     plugins: tuple[str, ...] = PLUGINS,
+    mobile: bool = True,
 ) -> str:
     """strongswan.conf for a charon of its own in ``files.directory``.
 
@@ -239,6 +253,8 @@ def render_strongswan(
         and may move the IKE_SA into the very tunnel that it protects.
     :param threads: worker threads of charon. It keeps three or four busy for itself, and each
         ``initiate`` that waits takes one more.
+    :param mobile: the node moves. Without MOBIKE, the sources of its packets then are left to
+        the routes; a home agent always answers from its own address.
     :raises ConfigError: a path that can't be quoted or is too long for a socket.
     """
     if len(os.fsencode(files.vici_socket)) > _MAX_SOCKET_PATH:
@@ -257,6 +273,7 @@ def render_strongswan(
             threads=threads,
             interfaces=[quoting.interface(interface) for interface in interfaces],
             settings=settings,
+            follows=not mobile or settings.mobility is MobilityMode.MOBIKE,
             vici_socket=files.vici_socket,
             log_file=files.log_file,
             key_log=files.key_log,
@@ -298,7 +315,11 @@ def write_node(
     """
     files = NodeFiles(directory, node or "ha", export_keys)
     strongswan_conf = render_strongswan(
-        deployment.settings, files, interfaces=interfaces, threads=threads
+        deployment.settings,
+        files,
+        interfaces=interfaces,
+        threads=threads,
+        mobile=node is not None,
     )
     swanctl_conf = render_swanctl(deployment, node)
     try:

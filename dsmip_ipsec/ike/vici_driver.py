@@ -201,16 +201,69 @@ class ViciDriver:
                         return
                     elif _went_down(name, raw, ike):
                         raise PeerUnreachableError(
-                            f"{what} failed: the IKE_SA went down"
-                            + (f", last heard: {words[-1]}" if words else ""),
+                            f"{what} failed: the IKE_SA went down" + _last(words),
                             hint="the peer didn't answer, or deleted it: read both logs",
                         )
         except TimeoutError as error:
-            last = f", last heard: {words[-1]}" if words else ""
             raise IkeTimeoutError(
-                f"{what} didn't end within {timeout:g} s{last}",
+                f"{what} didn't end within {timeout:g} s{_last(words)}",
                 hint="the peer doesn't answer, or both ends rekey at once: read the logs",
             ) from error
+
+    async def reauthenticate(self, ike: str, *, timeout: float = 20.0) -> IkeSa:
+        """Replace the IKE_SA and all its CHILD_SAs by new ones, make before break, and wait until
+        the old ones are deleted. (charon puts it off for a few seconds while an inbound SA
+        lingers after a rekeying: ``delete_rekeyed_delay``.)
+
+        :raises PeerUnreachableError: the old IKE_SA went down and no new one is there.
+        :raises IkeTimeoutError: no end in time.
+        :raises IkeError: there is none of that name.
+        """
+        old = await self.ike_sa(ike)
+        if old is None:
+            raise IkeError(f"there is no IKE_SA {ike} to renew", hint="establish it first")
+        words: list[str] = []
+        renewed = False
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                vici_session.connect(self.socket) as connection,
+            ):
+                for name in ("ike-updown", "log"):
+                    await connection.register(name)
+                await self._command("rekey", {"ike": ike, "reauth": "yes"})
+                async for name, raw in connection.events():
+                    if name == "log":
+                        if raw.get("ikesa-name", ike) == ike:
+                            words.append(str(raw.get("msg", "")))
+                        continue
+                    event = vici_types.event_from(name, raw)
+                    if not isinstance(event, vici_types.IkeUpdown) or event.ike.name != ike:
+                        continue
+                    if event.up:
+                        renewed = True
+                    elif event.ike.uniqueid == old.uniqueid:
+                        break
+        except TimeoutError as error:
+            raise IkeTimeoutError(
+                f"renewing IKE_SA {ike} didn't end within {timeout:g} s{_last(words)}",
+                hint="the peer doesn't answer: read the logs of both ends",
+            ) from error
+        if not renewed:
+            raise PeerUnreachableError(
+                f"renewing IKE_SA {ike} failed: the old one went down{_last(words)}",
+                hint="the peer didn't answer, or deleted it: read both logs",
+            )
+        return await self._wait_ike(ike, timeout)
+
+    async def is_complete(self, ike: str, *, data: bool = True) -> bool:
+        """Whether an IKE_SA is established, with a signalling CHILD_SA of either kind and, with
+        ``data``, that for data: what :meth:`establish` makes."""
+        found = [sa for sa in await self.list_sas(ike) if sa.established]
+        return any(
+            (sa.child(SIGNALLING) or sa.child(SIGNALLING_TUNNEL)) and (not data or sa.child(DATA))
+            for sa in found
+        )
 
     async def renew_signalling(self, ike: str, *, timeout: float = 20.0) -> Established:
         """A fresh signalling CHILD_SA of the kind that today's NAT state needs.
@@ -336,6 +389,10 @@ def _rekeyed(name: str, raw: vici_session.RawMessage, ike: str, child: str | Non
         and event.ike.name == ike
         and event.old.name == child
     )
+
+
+def _last(words: Sequence[str]) -> str:
+    return f", last heard: {words[-1]}" if words else ""
 
 
 def _went_down(name: str, raw: vici_session.RawMessage, ike: str) -> bool:

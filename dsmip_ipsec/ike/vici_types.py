@@ -47,8 +47,9 @@ class ChildSa:
 
 @dataclass(frozen=True, slots=True)
 class IkeSa:
-    """An IKE_SA. ``nat_local``: this end is behind a NAT; ``nat_remote``: the other end is.
-    SPIs are integers of 64 bits, initiator and responder of the IKE_SA (not of an exchange)."""
+    """An IKE_SA. ``nat_local``: this end is behind a NAT; ``nat_remote``: the other end is;
+    ``nat_fake``: this end pretends to be (``encap = yes``). SPIs are integers of 64 bits,
+    initiator and responder of the IKE_SA (not of an exchange)."""
 
     name: str
     uniqueid: int
@@ -64,6 +65,7 @@ class IkeSa:
     responder_spi: int
     nat_local: bool
     nat_remote: bool
+    nat_fake: bool
     algorithm: str
     tasks_active: tuple[str, ...]
     children: tuple[ChildSa, ...]
@@ -74,9 +76,9 @@ class IkeSa:
 
     @property
     def nat(self) -> bool:
-        """A NAT on either side: then charon encapsulates ESP in UDP, and refuses transport mode
-        with addresses that aren't the outer ones."""
-        return self.nat_local or self.nat_remote
+        """A NAT on either side, or a pretended one: then charon encapsulates ESP in UDP, and
+        refuses transport mode with addresses that aren't the outer ones."""
+        return self.nat_local or self.nat_remote or self.nat_fake
 
     def child(self, name: str) -> ChildSa | None:
         """The newest installed CHILD_SA of that name."""
@@ -226,6 +228,7 @@ def ike_sa(name: str, raw: object) -> IkeSa:
         responder_spi=read.number("responder-spi", 0, 16),
         nat_local=read.yes("nat-local"),
         nat_remote=read.yes("nat-remote"),
+        nat_fake=read.yes("nat-fake"),
         algorithm=read.algorithm(),
         tasks_active=read.texts("tasks-active"),
         children=tuple(

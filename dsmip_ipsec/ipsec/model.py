@@ -11,11 +11,14 @@ import hashlib
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
 
-from dsmip_ipsec.wire.ip import IPPROTO_MH
+from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6, IPPROTO_MH
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+
+_PROTOCOLS = {IPPROTO_MH: "mh", IPPROTO_ICMPV6: "icmpv6"}
 
 
 class Direction(Enum):
@@ -96,25 +99,31 @@ class SecretKey:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Which packets: networks, upper-layer protocol (0: any), Mobility Header type (None: any)."""
+    """Which packets: networks, upper-layer protocol (0: any), Mobility Header or ICMPv6 type
+    (None: any)."""
 
     source: Network
     destination: Network
     protocol: int = 0
     mobility_header_type: MobilityHeaderType | None = None
+    icmpv6_type: int | None = None
 
     def __post_init__(self) -> None:
         if self.source.version != self.destination.version:
             raise ValueError("a selector's networks must be of one family")
         if self.mobility_header_type is not None and self.protocol != IPPROTO_MH:
             raise ValueError("a Mobility Header type needs protocol 135")
+        if self.icmpv6_type is not None and self.protocol != IPPROTO_ICMPV6:
+            raise ValueError("an ICMPv6 type needs protocol 58")
 
     def __str__(self) -> str:
         text = f"{self.source} -> {self.destination}"
         if self.protocol:
-            text += f" proto {'mh' if self.protocol == IPPROTO_MH else self.protocol}"
+            text += f" proto {_PROTOCOLS.get(self.protocol, self.protocol)}"
         if self.mobility_header_type is not None:
             text += f" type {self.mobility_header_type.value}"
+        if self.icmpv6_type is not None:
+            text += f" type {self.icmpv6_type}"
         return text
 
 
@@ -260,3 +269,73 @@ class ExtensionState:
             f"{self.extension.value} {self.source} -> {self.destination} care-of {where} "
             f"reqid {self.reqid}"
         )
+
+
+UDP_TUNNELS = "dsmip-udp"
+
+
+class TunnelKey(NamedTuple):
+    """What a tunnel is known by. A mobile node has one tunnel, and for the moment of a handover to
+    the other family, or into UDP, two."""
+
+    home_address: IPv6Address
+    version: int
+    """Of the outer header."""
+    udp: bool
+
+    @property
+    def interface(self) -> str:
+        """The name of its interface, at most 15 octets. Those in UDP share one, a TUN: the port is
+        the daemon's (docs/decisions.md)."""
+        if self.udp:
+            return UDP_TUNNELS
+        digest = hashlib.sha256(self.home_address.packed).hexdigest()
+        return f"dsmip{self.version}-{digest[:8]}"
+
+    def __str__(self) -> str:
+        udp = " in udp" if self.udp else ""
+        return f"tunnel of {self.home_address}{udp} in ipv{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A tunnel without IPsec, for the payload of one mobile node (RFC 5555 §4.4.3, §4.5.1).
+
+    IPv4 and IPv6 packets both go through it, in IPv6 or IPv4 as its ends are. ``encapsulation``:
+    in UDP, of DSMIPv6's port (RFC 5555 §4.2).
+    """
+
+    home_address: IPv6Address
+    local: Address
+    remote: Address
+    encapsulation: Encapsulation | None = None
+
+    def __post_init__(self) -> None:
+        if self.local.version != self.remote.version:
+            raise ValueError("a tunnel's ends must be of one family")
+
+    @property
+    def key(self) -> TunnelKey:
+        return TunnelKey(self.home_address, self.local.version, self.encapsulation is not None)
+
+    def __str__(self) -> str:
+        text = f"{self.local} -> {self.remote}"
+        return text if self.encapsulation is None else f"{text} {self.encapsulation}"
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelRoute:
+    """A route into a tunnel; ``source``: preferred for packets of this node."""
+
+    destination: Network
+    tunnel: TunnelKey
+    source: Address | None = None
+
+    @property
+    def key(self) -> tuple[IPv6Address, Network]:
+        """A route of one mobile node's; which of its tunnels it leads to may change."""
+        return self.tunnel.home_address, self.destination
+
+    def __str__(self) -> str:
+        text = f"{self.destination} into {self.tunnel}"
+        return text if self.source is None else f"{text} source {self.source}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from dsmip_ipsec.ipsec.model import SecurityAssociation
 
@@ -21,15 +21,25 @@ class Reqids:
     ``signalling``: what IKE negotiates for BU and BA (RFC 5555 §5.2.1), in transport mode, or,
     behind a NAT, in tunnel mode for us to mirror (docs/decisions.md). ``mirror``: our mirrors,
     told from IKE's own SAs by it, and with them the states for Mobile IPv6's extension headers.
-    ``data``: the tunnel SAs of §5.2.2.
+    ``data``: the tunnel SAs of §5.2.2. ``prefix_discovery``: mobile prefix solicitations and
+    advertisements in transport mode (RFC 4877 §4.3), ``return_routability``: HoTI and HoT in tunnel
+    mode, where payload isn't protected as a whole (RFC 4877 §4.2). 0: IKE negotiates none.
     """
 
     signalling: int
     mirror: int
     data: int
+    prefix_discovery: int = 0
+    return_routability: int = 0
 
     def __contains__(self, reqid: int) -> bool:
-        return reqid in (self.signalling, self.mirror, self.data)
+        return reqid != 0 and reqid in (
+            self.signalling,
+            self.mirror,
+            self.data,
+            self.prefix_discovery,
+            self.return_routability,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,9 @@ class Peering:
     native_signalling: bool = True
     """The mobile node may also be in IPv6 networks, where BU and BA travel natively. False on a
     kernel without MIPv6 (module mip6): then no state for its extension headers is wanted."""
+    mobile_network_prefixes: tuple[IPv6Network, ...] = ()
+    """At a mobile router, its networks' prefixes (RFC 3963); those of a binding come on top. The
+    home agent takes only a binding's: what it has authorised."""
 
 
 def outbound(peering: Peering, association: SecurityAssociation) -> bool:

@@ -13,10 +13,20 @@ from enum import Enum
 from typing import TypeAlias
 
 from dsmip_ipsec.ipsec.desired import DesiredState
-from dsmip_ipsec.ipsec.model import Action, ExtensionState, Mode, Policy, SecurityAssociation
-from dsmip_ipsec.wire.ip import IPPROTO_MH
+from dsmip_ipsec.ipsec.model import (
+    Action,
+    ExtensionState,
+    Mode,
+    Policy,
+    SecurityAssociation,
+    Tunnel,
+    TunnelRoute,
+)
+from dsmip_ipsec.ipsec.priorities import PRIORITY_RETURN_ROUTABILITY
+from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6, IPPROTO_MH
 
 _EXTENSIONS = "RFC 6275 §6.3, §6.4"
+_TUNNELS = "RFC 5555 §4.4.3, §4.5.1"
 
 
 class Verb(Enum):
@@ -29,9 +39,15 @@ class Verb(Enum):
     ADD_POLICY = "add policy"
     UPDATE_POLICY = "update policy"
     DELETE_POLICY = "delete policy"
+    ADD_TUNNEL = "add tunnel"
+    UPDATE_TUNNEL = "update tunnel"
+    DELETE_TUNNEL = "delete tunnel"
+    ADD_ROUTE = "add route"
+    UPDATE_ROUTE = "update route"
+    DELETE_ROUTE = "delete route"
 
 
-Subject: TypeAlias = Policy | SecurityAssociation | ExtensionState
+Subject: TypeAlias = Policy | SecurityAssociation | ExtensionState | Tunnel | TunnelRoute
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +91,25 @@ def plan(current: DesiredState, wanted: DesiredState) -> tuple[Operation, ...]:
             operations.append(Operation(Verb.ADD_POLICY, policy, *_why(policy)))
         elif old != policy:
             operations.append(Operation(Verb.UPDATE_POLICY, policy, *_why(policy), old))
+    operations += _new_tunnels(current, wanted)
+    operations += _old_routes(current, wanted)
     operations += [
         Operation(Verb.DELETE_POLICY, policy, "no longer wanted", _reference(policy))
         for key, policy in have.items()
         if key not in want
     ]
+    operations += _old_tunnels(current, wanted)
     operations += _old_extensions(current, wanted)
     operations += _associations(
         Verb.DELETE_ASSOCIATION,
         (sa for key, sa in have_sas.items() if key not in want_sas),
         "IKE has deleted its origin",
+    )
+    live = {(sa.spi, sa.reqid): sa for sa in current.abandoned}
+    operations += _associations(
+        Verb.DELETE_ASSOCIATION,
+        (live[sa.spi, sa.reqid] for sa in wanted.abandoned if (sa.spi, sa.reqid) in live),
+        "IKE no longer knows it",
     )
     return tuple(operations)
 
@@ -109,6 +134,48 @@ def _old_extensions(current: DesiredState, wanted: DesiredState) -> list[Operati
         Operation(Verb.DELETE_EXTENSION, state, "no BU leaves natively any more", _EXTENSIONS)
         for state in current.extensions
         if state.key not in want
+    ]
+
+
+def _new_tunnels(current: DesiredState, wanted: DesiredState) -> list[Operation]:
+    """Tunnels, then the routes into them."""
+    have = {tunnel.key: tunnel for tunnel in current.tunnels}
+    operations = []
+    for tunnel in wanted.tunnels:
+        old = have.get(tunnel.key)
+        if old is None:
+            reason = "unprotected payload goes by a tunnel"
+            operations.append(Operation(Verb.ADD_TUNNEL, tunnel, reason, _TUNNELS))
+        elif old != tunnel:
+            reason = "the mobile node is elsewhere"
+            operations.append(Operation(Verb.UPDATE_TUNNEL, tunnel, reason, _TUNNELS, old))
+    routes = {route.key: route for route in current.routes}
+    for route in wanted.routes:
+        there = routes.get(route.key)
+        if there is None:
+            reason = "payload goes into the tunnel"
+            operations.append(Operation(Verb.ADD_ROUTE, route, reason, _TUNNELS))
+        elif there != route:
+            reason = "the home address is another one"
+            operations.append(Operation(Verb.UPDATE_ROUTE, route, reason, _TUNNELS, there))
+    return operations
+
+
+def _old_routes(current: DesiredState, wanted: DesiredState) -> list[Operation]:
+    want = {route.key for route in wanted.routes}
+    return [
+        Operation(Verb.DELETE_ROUTE, route, "no longer wanted", _TUNNELS)
+        for route in current.routes
+        if route.key not in want
+    ]
+
+
+def _old_tunnels(current: DesiredState, wanted: DesiredState) -> list[Operation]:
+    want = {tunnel.key for tunnel in wanted.tunnels}
+    return [
+        Operation(Verb.DELETE_TUNNEL, tunnel, "no longer wanted", _TUNNELS)
+        for tunnel in current.tunnels
+        if tunnel.key not in want
     ]
 
 
@@ -144,16 +211,22 @@ def _associations(
 
 
 def _reference(policy: Policy) -> str:
-    """Signalling is told from payload by what the selector names."""
-    signalling = policy.selector.protocol == IPPROTO_MH
-    return "RFC 5555 §5.2.1" if signalling else "RFC 5555 §5.2.2"
+    """Signalling is told from payload by what the selector and the priority say."""
+    if policy.selector.protocol == IPPROTO_ICMPV6:
+        return "RFC 4877 §6.3"
+    if policy.priority == PRIORITY_RETURN_ROUTABILITY:
+        return "RFC 4877 §6.2"
+    if policy.selector.protocol == IPPROTO_MH:
+        return "RFC 5555 §5.2.1"
+    return "RFC 5555 §5.2.2"
 
 
 def _why(policy: Policy) -> tuple[str, str]:
     if policy.action is Action.BLOCK:
         reason = "must not travel in clear"
     elif policy.template is not None and policy.template.mode is Mode.TUNNEL:
-        reason = "payload goes by the tunnel SA"
+        signalling = policy.priority == PRIORITY_RETURN_ROUTABILITY
+        reason = f"{'return routability' if signalling else 'payload'} goes by the tunnel SA"
     else:
         reason = "signalling goes by the transport SA"
     return reason, _reference(policy)

@@ -1,4 +1,4 @@
-"""Plans for people and programs: text like a diff, JSON values, ``ip xfrm`` commands."""
+"""Plans for people and programs: text like a diff, JSON values."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from dsmip_ipsec.ipsec.model import (
-    Action,
-    Extension,
+    Encapsulation,
     ExtensionState,
-    Mode,
     Policy,
-    SecurityAssociation,
-    Selector,
+    Tunnel,
+    TunnelRoute,
 )
 from dsmip_ipsec.ipsec.plan import Operation, Subject, Verb
-from dsmip_ipsec.wire.ip import IPPROTO_MH
 
 # The first word of a verb's name tells.
 _SIGNS = {"add": "+", "update": "~", "move": "~", "delete": "-"}
-# What iproute2 calls them.
-_EXTENSIONS = {Extension.HOME_ADDRESS_OPTION: "hao", Extension.TYPE2_ROUTING: "route2"}
 
 
 def _sign(verb: Verb) -> str:
@@ -49,6 +44,10 @@ def _name(subject: Subject) -> str:
         return f"{subject.direction.value} {subject.selector}"
     if isinstance(subject, ExtensionState):
         return f"{subject.extension.value} {subject.source} -> {subject.destination}"
+    if isinstance(subject, Tunnel):
+        return str(subject.key)
+    if isinstance(subject, TunnelRoute):
+        return str(subject.destination)
     return f"0x{subject.spi:08x} {subject.mode.value} reqid {subject.reqid}"
 
 
@@ -59,6 +58,11 @@ def _rest(subject: Subject) -> str:
     if isinstance(subject, ExtensionState):
         anywhere = subject.care_of_address.is_unspecified
         return f"care-of address {'any' if anywhere else subject.care_of_address}"
+    if isinstance(subject, Tunnel):
+        return str(subject)
+    if isinstance(subject, TunnelRoute):
+        source = "" if subject.source is None else f", source {subject.source}"
+        return f"into the {subject.tunnel}{source}"
     outer = "esp" if subject.encapsulation is None else f"esp in {subject.encapsulation}"
     return f"{subject.source} -> {subject.destination}, {outer}"
 
@@ -87,6 +91,7 @@ def _values(subject: Subject) -> dict[str, Any]:
             "destination": str(selector.destination),
             "protocol": selector.protocol,
             "mobility_header_type": None if message is None else message.value,
+            "icmpv6_type": selector.icmpv6_type,
             "priority": subject.priority,
             "action": subject.action.value,
             "template": None
@@ -112,102 +117,34 @@ def _values(subject: Subject) -> dict[str, Any]:
             "care_of_address": str(subject.care_of_address),
             "reqid": subject.reqid,
         }
-    encapsulation = subject.encapsulation
+    if isinstance(subject, TunnelRoute):
+        return {
+            "destination": str(subject.destination),
+            "interface": subject.tunnel.interface,
+            "source": None if subject.source is None else str(subject.source),
+        }
+    if isinstance(subject, Tunnel):
+        return {
+            "interface": subject.key.interface,
+            "home_address": str(subject.home_address),
+            "local": str(subject.local),
+            "remote": str(subject.remote),
+            "encapsulation": _ports(subject.encapsulation),
+        }
     return {
         "spi": f"0x{subject.spi:08x}",
         "mode": subject.mode.value,
         "source": str(subject.source),
         "destination": str(subject.destination),
         "reqid": subject.reqid,
-        "encapsulation": None
-        if encapsulation is None
-        else {
-            "source_port": encapsulation.source_port,
-            "destination_port": encapsulation.destination_port,
-        },
+        "encapsulation": _ports(subject.encapsulation),
     }
 
 
-def as_ip_xfrm(operations: Iterable[Operation]) -> str:
-    """The commands of iproute2 that do the same.
-
-    ``$KEY_<spi>`` stands for the key that is to be filled in: a plan doesn't know it. Moving an
-    SA is adding it anew and deleting the old one, which loses its sequence numbers: iproute2 has
-    no command that keeps them.
-    """
-    lines: list[str] = []
-    for operation in operations:
-        lines.append(f"# {operation.reason} ({operation.reference})")
-        lines += _commands(operation)
-    return "\n".join(lines) + "\n" if lines else "# nothing to do\n"
-
-
-def _commands(operation: Operation) -> list[str]:
-    subject, before = operation.subject, operation.before
-    if isinstance(subject, Policy):
-        where = f"dir {subject.direction.value} {_selector(subject.selector)}"
-        if operation.verb is Verb.DELETE_POLICY:
-            return [f"ip xfrm policy delete {where}"]
-        # "update" also adds: what counts is that there is one such policy.
-        return [f"ip xfrm policy update {where} priority {subject.priority}{_template(subject)}"]
-    if isinstance(subject, ExtensionState):
-        return [_extension(operation.verb, subject)]
-    if operation.verb is Verb.DELETE_ASSOCIATION:
-        return [_delete(subject)]
-    if isinstance(before, SecurityAssociation):
-        same = before.key == subject.key
-        return [_delete(before), _add(subject)] if same else [_add(subject), _delete(before)]
-    return [_add(subject)]
-
-
-def _selector(selector: Selector) -> str:
-    text = f"src {selector.source} dst {selector.destination}"
-    if selector.protocol:
-        text += (
-            f" proto {'mobility-header' if selector.protocol == IPPROTO_MH else selector.protocol}"
-        )
-    if selector.mobility_header_type is not None:
-        text += f" type {selector.mobility_header_type.value}"
-    return text
-
-
-def _template(policy: Policy) -> str:
-    template = policy.template
-    if policy.action is Action.BLOCK or template is None:
-        return " action block"
-    text = (
-        f" tmpl src {template.source} dst {template.destination} proto esp "
-        f"reqid {template.reqid} mode {template.mode.value}"
-    )
-    if template.extension is not None:
-        outer = template.extension
-        text += f" tmpl src :: dst :: proto {_EXTENSIONS[outer.extension]} reqid {outer.reqid}"
-        text += f" mode ro level {'required' if outer.required else 'use'}"
-    return text
-
-
-def _extension(verb: Verb, state: ExtensionState) -> str:
-    where = f"src {state.source} dst {state.destination} proto {_EXTENSIONS[state.extension]}"
-    if verb is Verb.DELETE_EXTENSION:
-        return f"ip xfrm state delete {where}"
-    what = "add" if verb is Verb.ADD_EXTENSION else "update"
-    return f"ip xfrm state {what} {where} reqid {state.reqid} mode ro coa {state.care_of_address}"
-
-
-def _add(sa: SecurityAssociation) -> str:
-    text = (
-        f"ip xfrm state add src {sa.source} dst {sa.destination} proto esp spi 0x{sa.spi:08x} "
-        f"reqid {sa.reqid} mode {sa.mode.value} aead 'rfc4106(gcm(aes))' $KEY_{sa.spi:08x} 128"
-    )
-    if sa.mode is Mode.TUNNEL and sa.selector is None:
-        text += " flag af-unspec"
-    if sa.encapsulation is not None:
-        ports = sa.encapsulation
-        text += f" encap espinudp {ports.source_port} {ports.destination_port} 0.0.0.0"
-    if sa.selector is not None:
-        text += f" sel {_selector(sa.selector)}"
-    return text
-
-
-def _delete(sa: SecurityAssociation) -> str:
-    return f"ip xfrm state delete src {sa.source} dst {sa.destination} proto esp spi 0x{sa.spi:08x}"
+def _ports(encapsulation: Encapsulation | None) -> dict[str, int] | None:
+    if encapsulation is None:
+        return None
+    return {
+        "source_port": encapsulation.source_port,
+        "destination_port": encapsulation.destination_port,
+    }

@@ -1,17 +1,16 @@
 """Two situations of a mobile node, and the plan that leads from one to the other.
 
 For people and tests: no kernel and no charon are needed. Where they would have installed SAs,
-placeholders stand (SPIs 1 to 4, no keys).
+placeholders stand (SPIs 1 to 8, no keys).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import IPv6Address, ip_network
 
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import (
-    Address,
     Mode,
     SecurityAssociation,
     Selector,
@@ -20,15 +19,16 @@ from dsmip_ipsec.ipsec.peering import Peering, Role
 from dsmip_ipsec.ipsec.placement import place
 from dsmip_ipsec.ipsec.plan import Operation, plan
 from dsmip_ipsec.mobility.types import Binding, OuterAddress
-from dsmip_ipsec.wire.ip import IPPROTO_MH
+from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6, IPPROTO_MH
 
 SIGNALLING_UP, SIGNALLING_DOWN, DATA_UP, DATA_DOWN = 1, 2, 3, 4
+PREFIXES_UP, PREFIXES_DOWN, ROUTABILITY_UP, ROUTABILITY_DOWN = 5, 6, 7, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """``binding`` None: the mobile node is at home, or nowhere. ``esp_care_of``: where the home
-    agent last heard the node's ESP from."""
+    """``binding`` None: the mobile node is at home. ``esp_care_of``: where the home agent last
+    heard the node's ESP from."""
 
     peering: Peering
     binding: Binding | None = None
@@ -38,28 +38,42 @@ class Situation:
 def handover(before: Situation, after: Situation) -> tuple[Operation, ...]:
     """The plan of one end for the way from ``before`` to ``after``.
 
-    The SAs are those that IKE negotiated where the node was first bound; with MOBIKE, IKE has
-    moved them already when the plan for ``after`` is made (RFC 5555 §5.1).
+    The SAs are those that IKE negotiated where the node was first bound: one that starts at home
+    has none there, one that returns keeps those it had. With MOBIKE, IKE has moved them already
+    when the plan for ``after`` is made (RFC 5555 §5.1).
     """
-    first = before.binding or after.binding
-    sas = _negotiated(before.peering, first, before.esp_care_of) if first is not None else []
-    current = _state(before, sas)
-    wanted = _state(after, sas)
+    first = before if before.binding is not None else after
+    sas: list[SecurityAssociation] = []
+    if first.binding is not None:
+        sas = _negotiated(first.peering, first.binding, first.esp_care_of)
+    current = state_of(before, sas if before.binding is not None else [])
+    wanted = state_of(after, sas)
     if after.binding is not None and not after.peering.moves_associations:
-        wanted = _state(after, _moved_by_ike(after, sas))
+        wanted = state_of(after, _moved_by_ike(after, sas))
     return plan(current, wanted)
 
 
-def _state(situation: Situation, sas: list[SecurityAssociation]) -> DesiredState:
-    """Desired state, and where there is no binding the SAs as IKE placed them."""
+def state_of(situation: Situation, negotiated: list[SecurityAssociation]) -> DesiredState:
+    """Desired state with the SAs that IKE has negotiated."""
     binding = situation.binding
+    care_of = None if binding is None else binding.care_of_address
+    mobile_node = situation.peering.role is Role.MOBILE_NODE
     return desired(
         situation.peering,
-        active=binding is not None,
+        active=True,
         binding=binding,
-        negotiated=sas if binding is not None else [],
+        negotiated=negotiated,
         esp_care_of=situation.esp_care_of,
+        at_home=binding is None,
+        signalling_care_of=care_of
+        if mobile_node and isinstance(care_of, IPv6Address) and not _in_udp(binding)
+        else None,
     )
+
+
+def _in_udp(binding: Binding | None) -> bool:
+    """RFC 5555 §4.4.1's last resort: UDP over IPv6, without a home address option."""
+    return binding is not None and binding.outer is not None
 
 
 def _moved_by_ike(
@@ -69,7 +83,7 @@ def _moved_by_ike(
     assert binding is not None, "the caller has checked"
     return [
         place(peering, binding, sa, situation.esp_care_of)
-        if sa.reqid == peering.reqids.data
+        if sa.reqid in (peering.reqids.data, peering.reqids.return_routability)
         else sa
         for sa in sas
     ]
@@ -82,31 +96,44 @@ def _negotiated(
 
     Behind a NAT the signalling CHILD_SA is in tunnel mode, to be mirrored (docs/decisions.md).
     """
-    mobile: Address = binding.care_of_address
-    if peering.role is Role.HOME_AGENT and binding.outer is not None:
-        mobile = binding.outer.address
-    agent: Address = peering.home_agent if mobile.version == 6 else peering.home_agent_ipv4
-    tunnels = [
-        SecurityAssociation(spi, source, destination, Mode.TUNNEL, reqid)
-        for spi, source, destination, reqid in (
-            (SIGNALLING_UP, mobile, agent, peering.reqids.signalling),
-            (SIGNALLING_DOWN, agent, mobile, peering.reqids.signalling),
-            (DATA_UP, mobile, agent, peering.reqids.data),
-            (DATA_DOWN, agent, mobile, peering.reqids.data),
-        )
+    reqids = peering.reqids
+    transport = [
+        (SIGNALLING_UP, SIGNALLING_DOWN, reqids.signalling, IPPROTO_MH),
+        (PREFIXES_UP, PREFIXES_DOWN, reqids.prefix_discovery, IPPROTO_ICMPV6),
     ]
-    placed = [place(peering, binding, sa, esp_care_of) for sa in tunnels]
-    if any(sa.encapsulation is not None for sa in placed):
-        return placed
-    home, address = peering.home_address, peering.home_agent
-    native = [
-        SecurityAssociation(
-            spi, source, destination, Mode.TRANSPORT, peering.reqids.signalling,
-            selector=Selector(ip_network(source), ip_network(destination), IPPROTO_MH),
-        )
-        for spi, source, destination in (
-            (SIGNALLING_UP, home, address),
-            (SIGNALLING_DOWN, address, home),
-        )
-    ]  # fmt: skip
-    return [*native, *(sa for sa in placed if sa.reqid == peering.reqids.data)]
+    tunnel = []
+    if peering.protect_data:
+        tunnel.append((DATA_UP, DATA_DOWN, reqids.data))
+    elif reqids.return_routability:
+        tunnel.append((ROUTABILITY_UP, ROUTABILITY_DOWN, reqids.return_routability))
+    found = []
+    for up, down, reqid, protocol in transport:
+        if reqid == 0:
+            continue
+        pair = [_tunnel(peering, binding, spi, reqid, esp_care_of) for spi in (up, down)]
+        if not any(sa.encapsulation is not None for sa in pair):
+            pair = [_native(peering, sa, protocol) for sa in pair]
+        found += pair
+    for up, down, reqid in tunnel:
+        found += [_tunnel(peering, binding, spi, reqid, esp_care_of) for spi in (up, down)]
+    return found
+
+
+def _tunnel(
+    peering: Peering, binding: Binding, spi: int, reqid: int, esp_care_of: OuterAddress | None
+) -> SecurityAssociation:
+    """SPIs towards the home agent are odd."""
+    mobile, agent = peering.home_address, peering.home_agent
+    source, destination = (mobile, agent) if spi % 2 else (agent, mobile)
+    anywhere = SecurityAssociation(spi, source, destination, Mode.TUNNEL, reqid)
+    return place(peering, binding, anywhere, esp_care_of)
+
+
+def _native(peering: Peering, sa: SecurityAssociation, protocol: int) -> SecurityAssociation:
+    """The same in transport mode between home address and home agent (RFC 5555 §5.2.1)."""
+    mobile, agent = peering.home_address, peering.home_agent
+    source, destination = (mobile, agent) if sa.spi % 2 else (agent, mobile)
+    selector = Selector(ip_network(source), ip_network(destination), protocol)
+    return SecurityAssociation(
+        sa.spi, source, destination, Mode.TRANSPORT, sa.reqid, selector=selector
+    )

@@ -178,7 +178,7 @@ class Reconciler:
         refused: XfrmError | None = None
         for _ in range(_ATTEMPTS):
             current = self._read()
-            operations = plan(current, self._wanted(self.associations))
+            operations = plan(current, self._wanted(self.associations).ipsec())
             if not operations:
                 return tuple(done)
             refused = self._apply(operations, done)
@@ -207,7 +207,11 @@ class Reconciler:
         placed = tuple(sa for sa in self._live.values() if sa.reqid in self._data)
         extensions = (translate.extension_back(state) for state in ours)
         return DesiredState(
-            tuple(known), _models(ours), placed, tuple(e for e in extensions if e is not None)
+            tuple(known),
+            _models(ours),
+            placed,
+            tuple(e for e in extensions if e is not None),
+            tuple(self._live.values()),
         )
 
     def _with_lingering(self, live: Associations) -> Associations:
@@ -277,6 +281,7 @@ def _request(operation: Operation) -> Request[None]:
     if isinstance(subject, ExtensionState):
         state = translate.extension(subject)
     else:
+        assert isinstance(subject, SecurityAssociation), "tunnels aren't XFRM's"
         state = translate.state(subject)
     if operation.verb in (Verb.ADD_ASSOCIATION, Verb.ADD_EXTENSION):
         return verbs.add_state(state)

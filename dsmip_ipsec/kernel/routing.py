@@ -18,6 +18,7 @@ A mobile node's table layout:
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterable
@@ -37,8 +38,9 @@ log = logging.getLogger(__name__)
 SIGNALLING_TABLE = 5550
 ATTACHMENT_TABLES = 5560
 PAYLOAD_TABLE = 5551
+# What leaves from a care-of address goes by its attachment, whatever mark it has kept.
+RULE_ATTACHMENT = 5540
 RULE_SIGNALLING = 5550
-RULE_ATTACHMENT = 5560
 RULE_SPECIAL = 5570
 RULE_PAYLOAD = 5571
 UNREACHABLE_METRIC = 55550
@@ -298,7 +300,11 @@ class Routing:
         self._routes[name] = route
 
     async def _rule(self, rule: dict[str, Any]) -> None:
-        await self._ipr.rule("add", **rule)
+        try:
+            await self._ipr.rule("add", **rule)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:  # that of a daemon that was killed
+                raise
         self._rules.append(rule)
 
 

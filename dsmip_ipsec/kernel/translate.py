@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv6Address
 
 from dsmip_ipsec.ipsec import model
+from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6
 from dsmip_ipsec.xfrm import types as xfrm
 from dsmip_ipsec.xfrm.constants import Action, Direction, Mode, Protocol
 
@@ -24,13 +25,15 @@ _EXTENSIONS_BACK = {value: key for key, value in _EXTENSIONS.items()}
 
 
 def selector(value: model.Selector) -> xfrm.Selector:
-    """The Mobility Header type is the kernel's source port, in either direction of flow."""
+    """Mobility Header and ICMPv6 types are the kernel's source port, in either direction of flow.
+    (The destination port of ICMPv6 is the code.)"""
     message = value.mobility_header_type
+    port = message.value if message is not None else value.icmpv6_type
     return xfrm.Selector(
         value.source,
         value.destination,
         value.protocol,
-        source_port=message.value if message is not None else None,
+        source_port=port,
     )
 
 
@@ -98,16 +101,12 @@ def extension_back(value: xfrm.State) -> model.ExtensionState | None:
 
 def policy_back(value: xfrm.Policy) -> model.Policy | None:
     """The model of a kernel policy; None for one that we could not have written."""
-    source, destination = value.selector.source, value.selector.destination
     direction = _DIRECTIONS_BACK.get(value.direction)
-    if source is None or destination is None or direction is None:
+    if direction is None:
         return None
-    message = None
-    if value.selector.source_port is not None:
-        try:
-            message = model.MobilityHeaderType(value.selector.source_port)
-        except ValueError:
-            return None
+    inner = _selector_back(value.selector)
+    if inner is None:
+        return None
     template = _template_back(value.templates[0], value.templates[1:]) if value.templates else None
     if value.templates and template is None:
         return None
@@ -117,11 +116,29 @@ def policy_back(value: xfrm.Policy) -> model.Policy | None:
     try:
         return model.Policy(
             direction,
-            model.Selector(source, destination, value.selector.protocol, message),
+            inner,
             value.priority,
             model.Action.BLOCK if blocks else model.Action.PROTECT,
             template,
         )
+    except ValueError:
+        return None
+
+
+def _selector_back(value: xfrm.Selector) -> model.Selector | None:
+    if value.source is None or value.destination is None:
+        return None
+    message, icmpv6_type = None, None
+    if value.source_port is not None:
+        if value.protocol == IPPROTO_ICMPV6:
+            icmpv6_type = value.source_port
+        else:
+            try:
+                message = model.MobilityHeaderType(value.source_port)
+            except ValueError:
+                return None
+    try:
+        return model.Selector(value.source, value.destination, value.protocol, message, icmpv6_type)
     except ValueError:
         return None
 

@@ -28,11 +28,6 @@ from dsmip_ipsec.ipsec.peering import Reqids
 from dsmip_ipsec.lab.spec import Lab
 
 DOMAIN = "dsmip.example"  # RFC 2606 reserves it
-_MODES = {
-    "mobike": MobilityMode.MOBIKE,
-    "k_bit": MobilityMode.K_BIT,
-    "renegotiate": MobilityMode.RENEGOTIATE,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +84,12 @@ def deploy(
     for peer, node in zip(peers, deployment.mobile_nodes, strict=True):
         nodes[node.name] = _write(
             deployment, node.name, node.name, directory, export_keys,
-            {"mobile_node": peer, "lifetime_s": lab.mobility.lifetime_s}, home, lab,
+            {
+                "mobile_node": peer,
+                "lifetime_s": lab.mobility.lifetime_s,
+                "force_udp": lab.mobility.force_udp,
+            },
+            home, lab,
         )  # fmt: skip
     return nodes
 
@@ -117,7 +117,11 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
                 data_reqid=ids.data,
             )
         )
-    settings = IkeSettings(mobility=_MODES[lab.ike.mobility], protect_data=lab.data.protected)
+    settings = IkeSettings(
+        mobility=MobilityMode(lab.ike.mobility),
+        protect_data=lab.data.protected,
+        force_udp=lab.mobility.force_udp,
+    )
     return Deployment(agent, tuple(nodes), settings)
 
 
@@ -178,12 +182,10 @@ def _write(
         "home_agent": home,
         **config,
     }
+    ike = {"vici_socket": str(files.vici_socket), "mobility_mode": lab.ike.mobility}
     if node is not None:
-        document["ike"] = {
-            "vici_socket": str(files.vici_socket),
-            "connection": node,
-            "ipv6_connection": ipv6_connection(node),
-        }
+        ike |= {"connection": node, "ipv6_connection": ipv6_connection(node)}
+    document["ike"] = ike
     path = directory / f"{name}.toml"
     path.write_text(tomli_w.dumps(document), encoding="utf-8")
     role = "home_agent" if node is None else "mobile_node"

@@ -175,7 +175,7 @@ class Ike(Table):
 
     auth: Literal["certificate", "psk"] = "certificate"
     wrong_key: NodeName | None = None
-    mobility: Literal["mobike", "k_bit", "renegotiate"] = "mobike"
+    mobility: Literal["mobike", "k-bit", "renegotiate"] = "mobike"
 
 
 class Data(Table):

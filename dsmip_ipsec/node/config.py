@@ -11,11 +11,14 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dsmip_ipsec.errors import ConfigError
+from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
 from dsmip_ipsec.node.configured_sas import AssociationSection
 
 # Who applies ESP: the kernel, with keys from IKE, or this process, with configured keys.
 IpsecKind = Literal["kernel", "userspace"]
+# Who puts on and takes off Mobile IPv6's extension headers; "auto": the kernel, where it can.
+NativeSignalling = Literal["auto", "kernel", "own"]
 
 
 class _Section(BaseModel):
@@ -33,6 +36,16 @@ class IkeSection(_Section):
     connection: str
     ipv6_connection: str = ""
     timeout_s: float = Field(default=15.0, gt=0)
+    mobility_mode: MobilityMode = MobilityMode.MOBIKE
+
+
+class HomeAgentIkeSection(_Section):
+    """Without ``vici_socket``, the daemon sees what charon does in the kernel only: it doesn't
+    notice that charon restarted, nor which SAs are left over from before."""
+
+    vici_socket: Path | None = None
+    timeout_s: float = Field(default=15.0, gt=0)
+    mobility_mode: MobilityMode = MobilityMode.MOBIKE
 
 
 class PeerSection(_Section):
@@ -56,6 +69,8 @@ class MobileNodeConfig(_Section):
 
     ``interfaces``: those on which it detects movement by itself, the preferred one first; empty:
     it moves by command only. ``home_prefix``: by which it knows its home link.
+    ``force_udp``: ask for UDP encapsulation in IPv4 networks without NAT too (F, RFC 5555 §3.1.3),
+    where plain ESP doesn't pass. With MOBIKE, charon needs ``encap = yes`` for it.
     """
 
     control_socket: Path
@@ -65,8 +80,10 @@ class MobileNodeConfig(_Section):
     home_agent: HomeAgentSection
     mobile_node: PeerSection
     ipsec: IpsecKind = "kernel"
+    native_signalling: NativeSignalling = "auto"
     ike: IkeSection | None = None
     lifetime_s: int = Field(default=600, ge=4, le=4 * 0xFFFF)
+    force_udp: bool = False
     protect_data: bool = True
     handover_timeout_s: float = Field(default=15.0, gt=0)
 
@@ -77,9 +94,15 @@ class MobileNodeConfig(_Section):
             raise ValueError('a section "ike" belongs to ipsec = "kernel", and only there')
         return self
 
-    def peering(self) -> Peering:
+    @property
+    def _moves(self) -> bool:
+        return _moves_associations(self.ipsec, self.ike)
+
+    def peering(self, *, native: bool = False) -> Peering:
+        """``native``: the kernel sees to Mobile IPv6's extension headers."""
+        node, protect = self.mobile_node, self.protect_data
         return _peering(
-            Role.MOBILE_NODE, self.home_agent, self.mobile_node, self.protect_data, self.ipsec
+            Role.MOBILE_NODE, self.home_agent, node, protect, self._moves, native=native
         )
 
 
@@ -99,8 +122,10 @@ class HomeAgentConfig(_Section):
     mobile_nodes: tuple[PeerSection, ...] = Field(min_length=1)
     max_lifetime_s: int = Field(default=3600, ge=4, le=4 * 0xFFFF)
     nat_refresh_time_s: int = Field(default=110, ge=1)
+    ike: HomeAgentIkeSection = HomeAgentIkeSection()
     protect_data: bool = True
     ipsec: IpsecKind = "kernel"
+    native_signalling: NativeSignalling = "auto"
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> HomeAgentConfig:
@@ -114,9 +139,15 @@ class HomeAgentConfig(_Section):
             return bool(self.home_link)
         return self.duplicate_address_detection
 
-    def peerings(self) -> tuple[Peering, ...]:
+    @property
+    def _moves(self) -> bool:
+        return _moves_associations(self.ipsec, self.ike)
+
+    def peerings(self, *, native: bool = False) -> tuple[Peering, ...]:
+        """``native``: the kernel sees to Mobile IPv6's extension headers."""
+        agent, protect = self.home_agent, self.protect_data
         return tuple(
-            _peering(Role.HOME_AGENT, self.home_agent, node, self.protect_data, self.ipsec)
+            _peering(Role.HOME_AGENT, agent, node, protect, self._moves, native=native)
             for node in self.mobile_nodes
         )
 
@@ -126,8 +157,22 @@ def _check_keys(ipsec: IpsecKind, nodes: tuple[PeerSection, ...]) -> None:
         raise ValueError('"associations" belong to ipsec = "userspace": else IKE makes them')
 
 
+def _moves_associations(ipsec: IpsecKind, ike: IkeSection | HomeAgentIkeSection | None) -> bool:
+    """RFC 5555 §5.1: with MOBIKE, IKE moves the SAs, and nobody else. Without IKE, nobody else is
+    there to move them."""
+    return ipsec == "userspace" or (
+        ike is not None and ike.mobility_mode is not MobilityMode.MOBIKE
+    )
+
+
 def _peering(
-    role: Role, agent: HomeAgentSection, node: PeerSection, protect: bool, ipsec: IpsecKind
+    role: Role,
+    agent: HomeAgentSection,
+    node: PeerSection,
+    protect: bool,
+    moves: bool,
+    *,
+    native: bool,
 ) -> Peering:
     return Peering(
         role=role,
@@ -137,8 +182,8 @@ def _peering(
         home_agent_ipv4=agent.home_agent_ipv4,
         reqids=Reqids(node.signalling_reqid, node.mirror_reqid, node.data_reqid),
         protect_data=protect,
-        moves_associations=ipsec == "userspace",  # nobody else is there to move them
-        native_signalling=False,  # the signalling path sees to the headers itself
+        moves_associations=moves,
+        native_signalling=native,
     )
 
 

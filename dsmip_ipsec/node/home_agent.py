@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Address
 from typing import Any
 
+from dsmip_ipsec.ike.inventory import MobilityMode
+from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import Address, SecurityAssociation
 from dsmip_ipsec.ipsec.peering import Peering
@@ -17,15 +19,20 @@ from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig as EngineConf
 from dsmip_ipsec.mobility.home_agent_config import Subscriber
 from dsmip_ipsec.mobility.home_link_types import DetectDuplicateAddress, HomeLinkChanged
 from dsmip_ipsec.mobility.types import Binding, BindingChanged, OuterAddress, Output
+from dsmip_ipsec.node.charon_watch import CharonWatch, discard
 from dsmip_ipsec.node.config import HomeAgentConfig
 from dsmip_ipsec.node.configured_sas import associations
 from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
 from dsmip_ipsec.node.home_link import HomeLink
+from dsmip_ipsec.node.native import kernel_headers
 from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
 from dsmip_ipsec.userspace.engine import Mapping
 
 log = logging.getLogger(__name__)
+
+# For mobile nodes to acknowledge that their IKE_SA of before is deleted.
+PEERS_S = 1.0
 
 
 class HomeAgentDaemon(EngineDaemon):
@@ -33,8 +40,9 @@ class HomeAgentDaemon(EngineDaemon):
 
     def __init__(self, config: HomeAgentConfig) -> None:
         self._config = config
+        native = kernel_headers(config)
         self._peerings: dict[IPv6Address, Peering] = {
-            peering.home_address: peering for peering in config.peerings()
+            peering.home_address: peering for peering in config.peerings(native=native)
         }
         self._engine = HomeAgent(
             EngineConfig(
@@ -48,6 +56,7 @@ class HomeAgentDaemon(EngineDaemon):
                 nat_refresh_time=config.nat_refresh_time_s,
                 home_prefixes=config.home_prefixes,
                 duplicate_address_detection=config.detects_duplicates,
+                key_mobility=config.ike.mobility_mode is MobilityMode.K_BIT,
             )
         )
         self._home_link = HomeLink(
@@ -81,10 +90,22 @@ class HomeAgentDaemon(EngineDaemon):
             )
             if self._userspace
             else None,
+            kernel_headers=native,
         )
+        self._negotiable = {reqid for ids in reqids for reqid in (ids.signalling, ids.data)}
+        self._watch: CharonWatch | None = None
+        if config.ike.vici_socket is not None:
+            self._watch = CharonWatch(
+                ViciDriver(config.ike.vici_socket),
+                associations=lambda: self._reconciler.associations,
+                reqids=self._negotiable,
+                changed=self._reconciler.trigger,
+            )
 
     async def stop(self) -> None:
         """Take everything down: no policy, mirror, route or rule of ours is left."""
+        if self._watch is not None:
+            await self._watch.stop()
         self._bindings.clear()
         self._home_link.close()
         await super().stop()
@@ -92,19 +113,29 @@ class HomeAgentDaemon(EngineDaemon):
     async def _set_up(self) -> None:
         self._home_link.open()
         self._path.bind(self._config.home_agent.home_agent_ipv4)
+        if self._watch is not None and self._config.ike.vici_socket is not None:
+            # The mobile nodes hear of it, come back and register: we know none of their bindings.
+            await discard(
+                ViciDriver(self._config.ike.vici_socket), self._negotiable, timeout=PEERS_S
+            )
+            self._watch.start()
 
     def _desired(self, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
         associations = list(negotiated)
+        retired = self._watch.retired if self._watch is not None else frozenset()
         state = DesiredState()
         for peering in self._peerings.values():
             mine = [sa for sa in associations if sa.reqid in peering.reqids]
-            signalling = any(sa.reqid == peering.reqids.signalling for sa in mine)
+            signalling = any(
+                sa.reqid == peering.reqids.signalling and sa.spi not in retired for sa in mine
+            )
             state += desired(
                 peering,
                 active=signalling,
                 binding=self._bindings.get(peering.home_address),
                 negotiated=mine,
                 esp_care_of=self._esp_care_of.get(peering.home_address),
+                retired=retired,
             )
         return state
 

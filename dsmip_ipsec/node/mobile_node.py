@@ -1,8 +1,9 @@
 """The mobile node's daemon: engine, signalling path, IPsec, routes and charon, tied together.
 
 At a handover (RFC 5555 §5.1) the BU leaves by the new attachment while the old one still carries
-the tunnel; on the BA the route to the home agent changes, charon's MOBIKE moves IKE_SA and data
-SAs, and our policies follow the SAs. In MOBIKE mode the SAs are charon's alone to move.
+the tunnel; on the BA the route to the home agent changes. With MOBIKE, charon then moves IKE_SA
+and data SAs, and our policies follow the SAs, which are charon's alone to move; without it, we
+move the data SAs at once and have the IKE_SA follow (``key_management``).
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from typing import Any
 
 from dsmip_ipsec.errors import ConfigError, DsmipError, IkeError, MobilityError
-from dsmip_ipsec.ike.vici_driver import ViciDriver
+from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import SecurityAssociation
 from dsmip_ipsec.ipsec.peering import outbound
@@ -25,12 +26,14 @@ from dsmip_ipsec.kernel.routing import Address, Attachment
 from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.mobility.mobile_node import MobileNode
 from dsmip_ipsec.mobility.mobile_node_config import MobileNodeConfig as EngineConfig
-from dsmip_ipsec.mobility.types import Binding, BindingChanged, Output
+from dsmip_ipsec.mobility.types import Binding, BindingChanged, Output, SendMobility
 from dsmip_ipsec.node.config import MobileNodeConfig
 from dsmip_ipsec.node.configured_sas import associations
 from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
+from dsmip_ipsec.node.key_management import KeyManagement
 from dsmip_ipsec.node.movement import Movement, Where
+from dsmip_ipsec.node.native import kernel_headers
 from dsmip_ipsec.node.place import Home, Place, read_place
 from dsmip_ipsec.node.pursuit import Pursuit
 from dsmip_ipsec.node.returning import HomeInterface
@@ -39,20 +42,14 @@ from dsmip_ipsec.node.userspace_path import UserspacePath
 
 log = logging.getLogger(__name__)
 
-# For charon to drop an IKE_SA; the peer isn't waited for.
-STOP_TIMEOUT_S = 1.0
-
 
 class MobileNodeDaemon(EngineDaemon):
     """A mobile node; it moves when it is told to, by the command ``attach``."""
 
     def __init__(self, config: MobileNodeConfig) -> None:
         self._config = config
-        self._peering = config.peering()
-        ike = config.ike
-        self._driver = ViciDriver(ike.vici_socket) if ike is not None else None
-        self._connection = ike.connection if ike is not None else ""
-        self._ike_timeout_s = ike.timeout_s if ike is not None else 0.0
+        self._native = kernel_headers(config)
+        self._peering = config.peering(native=self._native)
         home = self._peering.ipv4_home_address
         self._engine = MobileNode(
             EngineConfig(
@@ -61,10 +58,14 @@ class MobileNodeDaemon(EngineDaemon):
                 home_agent_ipv4=self._peering.home_agent_ipv4,
                 ipv4_home_address=IPv4Interface(home) if home is not None else None,
                 lifetime=config.lifetime_s,
+                force_udp=config.force_udp,
+                key_mobility=config.ike is not None
+                and config.ike.mobility_mode is MobilityMode.K_BIT,
             ),
             secrets.randbits,
         )
         self._active = False
+        self._signalling_care_of: IPv6Address | None = None
         self._binding: Binding | None = None
         self._binding_changed = asyncio.Event()
         self._place: Place | None = None  # the newest network
@@ -96,7 +97,17 @@ class MobileNodeDaemon(EngineDaemon):
             )
             if config.ipsec == "userspace"
             else None,
+            kernel_headers=self._native,
         )
+        self._keys: KeyManagement | None = None
+        if config.ike is not None:
+            self._keys = KeyManagement(
+                config.ike,
+                self._peering,
+                associations=lambda: self._reconciler.associations,
+                changed=self._reconciler.trigger,
+                restored=self._keys_restored,
+            )
 
     async def stop(self) -> None:
         """Take everything down: no policy, mirror, route or rule of ours is left, and no IKE_SA.
@@ -111,13 +122,17 @@ class MobileNodeDaemon(EngineDaemon):
         if self._home is not None:
             self._home.close()
             self._home = None
-        if self._active and self._driver is not None:
+        if self._active and self._keys is not None:
             with contextlib.suppress(IkeError):
-                await self._driver.terminate(self._connection, timeout=STOP_TIMEOUT_S, force=True)
+                await self._keys.terminate(force=True)
+        if self._keys is not None:
+            await self._keys.stop()
         self._active, self._binding, self._in_use = False, None, None
         await super().stop()
 
     async def _set_up(self) -> None:
+        if self._keys is not None:
+            self._keys.start()
         await self._routing.home_addresses(TUN_NAME, self._home_addresses())
         if self._movement is not None:
             self._movement.open()
@@ -128,8 +143,26 @@ class MobileNodeDaemon(EngineDaemon):
 
     def _desired(self, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
         return desired(
-            self._peering, active=self._active, binding=self._binding, negotiated=negotiated
+            self._peering,
+            active=self._active,
+            binding=self._binding,
+            negotiated=negotiated,
+            signalling_care_of=self._signalling_care_of,
+            retired=self._keys.retired if self._keys is not None else (),
         )
+
+    def _send(self, output: SendMobility) -> None:
+        care_of_address = output.source if output.home_address_option is not None else None
+        if not self._native or care_of_address == self._signalling_care_of:
+            super()._send(output)
+            return
+        # The kernel has a state for one care-of address, and it has to be this one first.
+        self._signalling_care_of = care_of_address
+        self._start(self._reconcile_and_send(output))
+
+    async def _reconcile_and_send(self, output: SendMobility) -> None:
+        await self._reconciler.reconcile()
+        super()._send(output)
 
     def _accepts(self, source: IPv6Address, destination: IPv6Address) -> bool:
         peering = self._peering
@@ -244,7 +277,7 @@ class MobileNodeDaemon(EngineDaemon):
                 self._attachments.append(attachment)
         if not self._active:
             await self._begin(place)
-            if self._driver is not None:
+            if self._keys is not None:
                 reached("ike")
         self._place = place
         self._binding_changed.clear()
@@ -258,8 +291,7 @@ class MobileNodeDaemon(EngineDaemon):
         )
         attachment = await self._bound(place)
         reached("binding")
-        await self._settle(attachment)
-        reached("sas")
+        await self._settle(attachment, reached)
         return milestones
 
     async def _begin(self, place: Place) -> None:
@@ -271,11 +303,9 @@ class MobileNodeDaemon(EngineDaemon):
         try:
             await self._establish(place)
         except (IkeError, asyncio.CancelledError):
-            if self._driver is not None:
+            if self._keys is not None:
                 with contextlib.suppress(IkeError):
-                    await self._driver.terminate(
-                        self._connection, timeout=STOP_TIMEOUT_S, force=True
-                    )
+                    await self._keys.terminate(force=True)
             self._active = False
             await self._routing.leave()
             await self._routing.no_payload()
@@ -289,39 +319,26 @@ class MobileNodeDaemon(EngineDaemon):
 
         Raises IkeError of the last one that was tried.
         """
-        ike, driver = self._config.ike, self._driver
-        if ike is None or driver is None:
-            self._in_use = place.primary
-            await self._routing.use(place.primary, self._agent_addresses())
-            return
-        ways = [
-            (attachment, ike.connection if attachment.gateway.version == 4 else ike.ipv6_connection)
-            for attachment in place.attachments
-        ]
         failure: IkeError | None = None
-        for attachment, connection in ways:
-            if not connection:
-                failure = failure or IkeError(
-                    "there is no connection for IKE over IPv6",
-                    hint="name one in the daemon's configuration: ike.ipv6_connection",
-                )
-                continue
+        for attachment in place.attachments:
             await self._routing.use(attachment, self._agent_addresses())
-            self._connection = connection
             try:
-                await driver.establish(
-                    connection, data=self._peering.protect_data, timeout=ike.timeout_s
-                )
+                if self._keys is not None:
+                    await self._keys.establish(attachment.care_of_address)
             except IkeError as error:
                 failure = error
                 log.info("IKE from %s: %s", attachment.care_of_address, error)
-                with contextlib.suppress(IkeError):
-                    await driver.terminate(connection, timeout=STOP_TIMEOUT_S, force=True)
             else:
                 self._in_use = attachment
                 return
         assert failure is not None, "a place has an attachment"
         raise failure
+
+    async def _keys_restored(self) -> None:
+        """There are new SAs; the home agent may have lost the binding with the old ones."""
+        await self._reconciler.reconcile()
+        if self._binding is not None:
+            self._carry_out(self._engine.refresh(self._now()))
 
     def _agent_addresses(self) -> tuple[Address, ...]:
         return (self._peering.home_agent, self._peering.home_agent_ipv4)
@@ -342,15 +359,26 @@ class MobileNodeDaemon(EngineDaemon):
                 except DsmipError as error:
                     log.warning("following the binding: %s", error)
 
-    async def _settle(self, attachment: Attachment) -> None:
-        """The home agent has bound ``attachment``: IKE_SA, SAs and routes follow."""
+    async def _settle(
+        self, attachment: Attachment, reached: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """The home agent has bound ``attachment``: IKE_SA, SAs and routes follow. ``reached`` is
+        told of ``sas`` and ``keys``."""
+        moved = attachment != self._in_use
         await self._routing.use(attachment, self._agent_addresses())
         self._in_use = attachment
-        if self._peering.protect_data and self._driver is not None:
+        if self._peering.protect_data and self._keys is not None:
             await self._data_moved(attachment.care_of_address)
         await self._reconciler.reconcile()
         if isinstance(self._path, UserspacePath):
             self._path.announce()
+        reached("sas")
+        if moved and self._keys is not None:
+            await self._keys.follow(
+                attachment.care_of_address,
+                key_mobility=self._binding is not None and self._binding.key_mobility,
+            )
+            reached("keys")
         here = self._place.attachments if self._place is not None else ()
         for other in [each for each in self._attachments if each not in here]:
             await self._detach(other)
@@ -416,8 +444,14 @@ class MobileNodeDaemon(EngineDaemon):
 
     async def _quit(self) -> None:
         """Without a binding: the IKE_SA goes, and with it every SA and policy."""
-        if self._active and self._driver is not None:
-            await self._terminate(self._driver)
+        if self._active and self._keys is not None:
+            try:
+                # At home the care-of address is gone, and with it most probably charon's path.
+                await self._keys.terminate(force=self._home is not None)
+            except IkeError as error:
+                log.info("the IKE_SA is dropped: %s", error)
+                with contextlib.suppress(IkeError):
+                    await self._keys.terminate(force=True)
         await self._routing.leave()
         await self._routing.no_payload()
         self._active = False
@@ -425,19 +459,6 @@ class MobileNodeDaemon(EngineDaemon):
         for attachment in list(self._attachments):
             await self._detach(attachment)
         self._place = self._in_use = None
-
-    async def _terminate(self, driver: ViciDriver) -> None:
-        """The home agent is told, if it can be reached; it finds out otherwise."""
-        try:
-            await driver.terminate(self._connection, timeout=self._terminate_timeout_s())
-        except IkeError as error:
-            log.info("the IKE_SA is dropped: %s", error)
-            with contextlib.suppress(IkeError):
-                await driver.terminate(self._connection, timeout=STOP_TIMEOUT_S, force=True)
-
-    def _terminate_timeout_s(self) -> float:
-        """At home the care-of address is gone, and with it most probably charon's path."""
-        return self._ike_timeout_s if self._home is None else STOP_TIMEOUT_S
 
     async def _unbound(self) -> None:
         limit = self._config.handover_timeout_s

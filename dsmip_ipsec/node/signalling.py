@@ -6,9 +6,10 @@ with the token. Outbound, a message goes through the kernel's ESP output with a 
 for the outer addresses; the protected packet comes out of a TUN with it and is put into UDP
 (RFC 5555 §4.2, §5.2.1).
 
-Natively over IPv6 it is the same, with a home address option or a type 2 routing header in the
-place of UDP (:mod:`dsmip_ipsec.kernel.native_socket`). Only at home, where there is neither, do
-messages pass straight between the kernel's ESP and the wire.
+Natively over IPv6 (RFC 6275) the kernel's MIPv6 sees to home address option and type 2 routing
+header. Where the kernel has none, it is as with UDP, with these headers in its place
+(:mod:`dsmip_ipsec.kernel.native_socket`). At home, where there is neither, messages pass straight
+between the kernel's ESP and the wire.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 from dsmip_ipsec.errors import KernelError, WireError
-from dsmip_ipsec.kernel.mobility_socket import MobilitySocket
+from dsmip_ipsec.kernel.mobility_socket import MobilitySocket, ReceivedMobility
 from dsmip_ipsec.kernel.native_socket import NativeSocket, unwrap, wrap
 from dsmip_ipsec.kernel.protected_socket import ProtectedSocket
 from dsmip_ipsec.kernel.tun import MAX_PACKET, TUN_NAME, open_tun
@@ -72,7 +73,8 @@ class SignallingPath:
 
     ``on_message`` gets each Mobility Header that ESP has let through. ``accepts`` says whether the
     addresses of an inner packet are those of a peer of ours; everything else is dropped and
-    counted in ``counters`` (names ``signalling.<what>``).
+    counted in ``counters`` (names ``signalling.<what>``). ``kernel_headers``: the kernel has MIPv6,
+    and desired state its states.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class SignallingPath:
         random_bits: Callable[[int], int],
         accepts: Callable[[IPv6Address, IPv6Address], bool],
         on_message: Callable[[MobilityPacket], None],
+        kernel_headers: bool,
     ) -> None:
+        self._kernel_headers = kernel_headers
         self._marks: TokenTable[OuterAddress | NativeArrival] = TokenTable(
             random_bits, pattern=MARK_PATTERN, pattern_mask=MARK_MASK, lifetime=TOKEN_LIFETIME_S
         )
@@ -110,7 +114,7 @@ class SignallingPath:
         try:
             self._mobility = MobilitySocket()
             self._protected = ProtectedSocket()
-            self._native = NativeSocket()
+            self._native = None if self._kernel_headers else NativeSocket()
         except KernelError:
             self._close_sockets()
             raise
@@ -118,7 +122,8 @@ class SignallingPath:
         loop.add_reader(self._tun, self._read_tun)
         loop.add_reader(self._mobility.fileno(), self._read_mobility)
         loop.add_reader(self._protected.fileno(), self._read_protected)
-        loop.add_reader(self._native.fileno(), self._read_native)
+        if self._native is not None:
+            loop.add_reader(self._native.fileno(), self._read_native)
 
     def close(self) -> None:
         for local in list(self._udp):
@@ -176,6 +181,9 @@ class SignallingPath:
             # RFC 6275 §11.3.2, §6.4: ESP sees the home addresses.
             source = output.home_address_option or source
             destination = output.type2_routing or destination
+            if self._kernel_headers:
+                self._send_by_kernel(output, source, destination)
+                return
         token = self._labels.issue(way, now) if way is not None else 0
         assert self._mobility is not None, "open() comes first"
         try:
@@ -192,6 +200,26 @@ class SignallingPath:
             self._drop("send_failed", error.message)
             return
         if way is None:
+            self._counters["signalling.sent"] += 1
+
+    def _send_by_kernel(
+        self, output: SendMobility, source: IPv6Address, destination: IPv6Address
+    ) -> None:
+        assert self._mobility is not None, "open() comes first"
+        care_of_address = output.destination if output.type2_routing is not None else None
+        try:
+            self._mobility.send_native(
+                output.message,
+                source,
+                destination,
+                care_of_address=care_of_address,
+                # The home agent may be unreachable from the home address, but from the care-of
+                # address it isn't (kernel.routing).
+                mark=MARK_PATTERN if output.home_address_option is not None else 0,
+            )
+        except (KernelError, WireError) as error:
+            self._drop("send_failed", error.message)
+        else:
             self._counters["signalling.sent"] += 1
 
     def _read_udp(self, udp: socket.socket) -> None:
@@ -246,7 +274,8 @@ class SignallingPath:
         while (received := self._mobility.receive()) is not None:
             now = asyncio.get_running_loop().time()
             if not received.mark:
-                continue  # straight from a link: if it came under ESP, the other socket has it
+                self._received_by_kernel(received)
+                continue
             arrival = self._marks.redeem(received.mark, now)
             source, destination = received.source, received.destination
             if arrival is None:
@@ -265,6 +294,23 @@ class SignallingPath:
             else:
                 packet = MobilityPacket(source, destination, received.message, arrival)
             self._on_message(packet)
+
+    def _received_by_kernel(self, received: ReceivedMobility) -> None:
+        """Straight from a link. With a header of MIPv6 it came under a policy that wants ESP;
+        without one, the other socket has it if it came under ESP."""
+        source, destination = received.source, received.destination
+        if received.care_of_address is None and not received.routed:
+            return
+        if not self._accepts(source, destination):
+            self._drop("foreign", f"{source} -> {destination}")
+            return
+        self._counters["signalling.received"] += 1
+        self._counters["signalling.native_received"] += 1
+        care_of_address = received.care_of_address
+        option = source if care_of_address is not None else None
+        self._on_message(
+            MobilityPacket(care_of_address or source, destination, received.message, None, option)
+        )
 
     def _read_protected(self) -> None:
         assert self._protected is not None, "open() comes first"

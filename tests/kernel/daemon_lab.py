@@ -197,6 +197,10 @@ async def daemon_lab(
     except BaseException:
         for log in sorted((out / "logs").glob("*-daemon.log")):
             print(f"--- {log.name}\n{log.read_text(errors='replace')[-6000:]}")
+        for node in lab.nodes.values():
+            if node.files.log_file.exists():
+                lines = node.files.log_file.read_text(errors="replace").splitlines()
+                print(f"--- charon of {node.name}", *lines[-60:], sep="\n")
         raise
     finally:
         await lab.down()

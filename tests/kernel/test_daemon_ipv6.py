@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from daemon_lab import HOME_ADDRESS, HOME_AGENT, IPV4_HOME_ADDRESS, DaemonLab, daemon_lab, tshark
+from daemon_lab import (
+    HOME_ADDRESS,
+    HOME_AGENT,
+    IPV4_HOME_ADDRESS,
+    DaemonLab,
+    daemon_lab,
+    tshark,
+    until,
+)
 
 CN6, CN4 = "2001:db8:0:2::200", "192.0.2.200"
 
@@ -19,8 +27,8 @@ async def check(lab: DaemonLab, care_of_address: str, outer_address: str | None)
     binding = await lab.binding("ha")
     assert binding is not None
     assert binding["outer_address"] == outer_address
-    assert lab.reaches("mn", HOME_ADDRESS, CN6)
-    assert lab.reaches("mn", IPV4_HOME_ADDRESS, CN4)
+    await until(lambda: lab.reaches("mn", HOME_ADDRESS, CN6), "IPv6 payload")
+    await until(lambda: lab.reaches("mn", IPV4_HOME_ADDRESS, CN4), "IPv4 payload")
     # What the home agent sends payload to, by the kernel's own account.
     where = outer_address or care_of_address
     template = lab.exec("ha", "ip", "xfrm", "policy", "list", "dst", f"{HOME_ADDRESS}/128")
@@ -28,9 +36,11 @@ async def check(lab: DaemonLab, care_of_address: str, outer_address: str | None)
 
 
 @pytest.mark.rfc("5555-4.4.1-1")
-async def test_a_node_moves_between_ipv6_and_ipv4_and_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("headers", ["kernel", "own"])
+async def test_a_node_moves_between_ipv6_and_ipv4_and_back(tmp_path: Path, headers: str) -> None:
     """Native, behind a NAT, and native again; tshark says what was on the wire."""
-    async with daemon_lab(tmp_path) as lab:
+    setting = {"native_signalling": headers}
+    async with daemon_lab(tmp_path, mn=setting, ha=setting) as lab:
         await lab.move("six")
         await check(lab, "2001:db8:6::100", None)
         await lab.move("private")

@@ -159,6 +159,29 @@ def test_mobility_mode(mode: MobilityMode, mobike: str) -> None:
         assert parsed["connections"]["mn1"]["mobike"] == mobike
 
 
+@pytest.mark.parametrize("mode", MobilityMode)
+def test_without_mobike_the_routes_choose_the_source_and_the_home_agent_follows(
+    tmp_path: Path, mode: MobilityMode
+) -> None:
+    settings = IkeSettings(mobility=mode)
+    ours = deployment(settings=settings)
+    by_route = mode is not MobilityMode.MOBIKE
+    connections = {
+        node: parse(render_swanctl(ours, node))["connections"]["mn1"] for node in (None, "mn1")
+    }
+    assert ("encap" in connections["mn1"]) == by_route
+    assert "encap" not in connections[None]
+    replaces = mode is not MobilityMode.RENEGOTIATE
+    assert connections[None]["unique"] == ("replace" if replaces else "no")
+    files = NodeFiles(tmp_path, "x")
+    mobile = parse(render_strongswan(settings, files))["charon"]["plugins"]
+    fixed = parse(render_strongswan(settings, files, mobile=False))["charon"]["plugins"]
+    assert mobile.get("socket-default") == ({"set_source": "no"} if by_route else None)
+    assert ("roam_events" in mobile["kernel-netlink"]) == by_route
+    assert "socket-default" not in fixed
+    assert "roam_events" not in fixed["kernel-netlink"]
+
+
 def test_secrets_are_tied_to_both_identities() -> None:
     ours = deployment()
     secrets = parse(render_swanctl(ours, None))["secrets"]

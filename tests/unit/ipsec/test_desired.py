@@ -247,6 +247,7 @@ def apply(state: DesiredState, operation: Operation) -> DesiredState:
         if operation.verb is Verb.DELETE_EXTENSION:
             del extensions[subject.key]
     else:
+        assert isinstance(subject, SecurityAssociation)
         assert (subject.key in associations) == (operation.verb is Verb.DELETE_ASSOCIATION)
         associations[subject.key] = subject
         if operation.verb is Verb.DELETE_ASSOCIATION:

@@ -1,0 +1,137 @@
+"""Signalling between home address and home agent, in ESP transport mode: BU and BA (RFC 5555
+§5.2.1), mobile prefix discovery (RFC 4877 §6.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv6Address, ip_network
+
+from dsmip_ipsec.ipsec.extensions import extension_template
+from dsmip_ipsec.ipsec.model import (
+    Action,
+    Direction,
+    ExtensionState,
+    MobilityHeaderType,
+    Mode,
+    Policy,
+    SecurityAssociation,
+    Selector,
+    Template,
+)
+from dsmip_ipsec.ipsec.peering import Peering, Role, outbound
+from dsmip_ipsec.ipsec.priorities import PRIORITY_SIGNALLING
+from dsmip_ipsec.wire.icmp6 import MOBILE_PREFIX_ADVERTISEMENT, MOBILE_PREFIX_SOLICITATION
+from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6, IPPROTO_MH
+
+
+@dataclass(frozen=True, slots=True)
+class TransportPair:
+    """The transport SAs of one kind of signalling, as this end uses them.
+
+    ``mirrors``: what we add for SAs that IKE could negotiate in tunnel mode only. ``reqid``: of
+    the SAs to use, None without any.
+    """
+
+    mirrors: tuple[SecurityAssociation, ...]
+    reqid: int | None
+
+
+def transport_pair(
+    peering: Peering, negotiated: list[SecurityAssociation], reqid: int, protocol: int
+) -> TransportPair:
+    """What IKE negotiated under ``reqid`` for ``protocol`` between home address and home agent."""
+    found = [sa for sa in negotiated if reqid != 0 and sa.reqid == reqid]
+    mirrors = tuple(_mirror(peering, sa, protocol) for sa in found if sa.mode is Mode.TUNNEL)
+    if mirrors:
+        return TransportPair(mirrors, peering.reqids.mirror)
+    return TransportPair((), reqid if found else None)
+
+
+def _mirror(
+    peering: Peering, negotiated: SecurityAssociation, protocol: int
+) -> SecurityAssociation:
+    """The transport SA of RFC 5555 §5.2.1 with the SPI, keys and algorithms of a tunnel SA.
+
+    Behind a NAT charon can't negotiate transport mode between the home address and the home
+    agent; the tunnel SA that it can negotiate is never used, its mirror is.
+    """
+    home, agent = peering.home_address, peering.home_agent
+    to_agent = outbound(peering, negotiated) == (peering.role is Role.MOBILE_NODE)
+    source, destination = (home, agent) if to_agent else (agent, home)
+    return replace(
+        negotiated,
+        source=source,
+        destination=destination,
+        mode=Mode.TRANSPORT,
+        reqid=peering.reqids.mirror,
+        selector=Selector(ip_network(source), ip_network(destination), protocol),
+        encapsulation=None,
+    )
+
+
+def signalling_policies(
+    peering: Peering, reqid: int | None, extensions: tuple[ExtensionState, ...]
+) -> list[Policy]:
+    """RFC 5555 §5.2.1's SPD entries: BU one way, BA the other, ESP transport mode.
+
+    ``reqid``: of the SAs to use; None: there are none, so block. Binding Refresh Request and
+    Binding Error come from the home agent under the same SA.
+    """
+    if peering.role is Role.MOBILE_NODE:
+        sent = [MobilityHeaderType.BINDING_UPDATE]
+    else:
+        sent = [
+            MobilityHeaderType.BINDING_ACKNOWLEDGEMENT,
+            MobilityHeaderType.BINDING_REFRESH_REQUEST,
+            MobilityHeaderType.BINDING_ERROR,
+        ]
+    here, there = _ends(peering)
+    outward = [
+        Selector(ip_network(here), ip_network(there), IPPROTO_MH, message) for message in sent
+    ]
+    # Inbound the kernel looks for the type behind the Mobility Header instead of in it and sees
+    # zero (docs/kernel-notes.md), so there the type is left to the engine.
+    inward = Selector(ip_network(there), ip_network(here), IPPROTO_MH)
+    return _transport_policies(peering, outward, inward, reqid, extensions)
+
+
+def prefix_discovery_policies(
+    peering: Peering, reqid: int | None, extensions: tuple[ExtensionState, ...]
+) -> list[Policy]:
+    """RFC 4877 §6.3's SPD entries: mobile prefix solicitation and advertisement."""
+    sent, received = MOBILE_PREFIX_SOLICITATION, MOBILE_PREFIX_ADVERTISEMENT
+    if peering.role is Role.HOME_AGENT:
+        sent, received = received, sent
+    here, there = (ip_network(address) for address in _ends(peering))
+    outward = Selector(here, there, IPPROTO_ICMPV6, icmpv6_type=sent)
+    inward = Selector(there, here, IPPROTO_ICMPV6, icmpv6_type=received)
+    return _transport_policies(peering, [outward], inward, reqid, extensions)
+
+
+def _ends(peering: Peering) -> tuple[IPv6Address, IPv6Address]:
+    """(this end's, the other's) address inside."""
+    home, agent = peering.home_address, peering.home_agent
+    return (home, agent) if peering.role is Role.MOBILE_NODE else (agent, home)
+
+
+def _transport_policies(
+    peering: Peering,
+    outward: list[Selector],
+    inward: Selector,
+    reqid: int | None,
+    extensions: tuple[ExtensionState, ...],
+) -> list[Policy]:
+    here, there = _ends(peering)
+    rows = [(Direction.OUT, here, there, selector) for selector in outward]
+    rows.append((Direction.IN, there, here, inward))
+    policies = []
+    for direction, source, destination, selector in rows:
+        template = None
+        if reqid is not None:
+            extension = extension_template(
+                extensions, source, destination, sent=direction is Direction.OUT
+            )
+            template = Template(Mode.TRANSPORT, source, destination, reqid, extension)
+        action = Action.BLOCK if template is None else Action.PROTECT
+        policies.append(Policy(direction, selector, PRIORITY_SIGNALLING, action, template))
+    return policies
