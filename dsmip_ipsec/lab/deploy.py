@@ -23,7 +23,7 @@ from dsmip_ipsec.ike.inventory import (
     PresharedKey,
 )
 from dsmip_ipsec.ike.pki import CertificateAuthority
-from dsmip_ipsec.ike.render import NodeFiles, write_node
+from dsmip_ipsec.ike.render import NodeFiles, ipv6_connection, write_node
 from dsmip_ipsec.ipsec.peering import Reqids
 from dsmip_ipsec.lab.spec import Lab
 
@@ -172,7 +172,7 @@ def _write(
         deployment,
         node,
         directory / name,
-        interfaces=_interfaces(lab, name, node is None),
+        interfaces=_interfaces(lab, name),
         export_keys=export_keys,
     )
     control = directory / f"{name}.sock"
@@ -183,17 +183,17 @@ def _write(
         **config,
     }
     ike = {"vici_socket": str(files.vici_socket), "mobility_mode": lab.ike.mobility}
-    document["ike"] = ike if node is None else {**ike, "connection": node}
+    if node is not None:
+        ike |= {"connection": node, "ipv6_connection": ipv6_connection(node)}
+    document["ike"] = ike
     path = directory / f"{name}.toml"
     path.write_text(tomli_w.dumps(document), encoding="utf-8")
     role = "home_agent" if node is None else "mobile_node"
     return NodeDeployment(name, role, files, path, control, node or "")
 
 
-def _interfaces(lab: Lab, name: str, agent: bool) -> tuple[str, ...]:
+def _interfaces(lab: Lab, name: str) -> tuple[str, ...]:
     """Links that lead to the other end. Without the limit charon would try the path between home
-    address and home agent, which is the tunnel itself."""
-    home_link = lab.home_agents()[name].home_link if agent else ""
-    return tuple(
-        link for link, ends in lab.links.items() if name in ends.ends and link != home_link
-    )
+    address and home agent, which is the tunnel itself. The home agent's IPv6 address, which MOBIKE
+    has to announce, is on the home link."""
+    return tuple(link for link, ends in lab.links.items() if name in ends.ends)

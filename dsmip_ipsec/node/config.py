@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -17,6 +17,8 @@ from dsmip_ipsec.node.configured_sas import AssociationSection
 
 # Who applies ESP: the kernel, with keys from IKE, or this process, with configured keys.
 IpsecKind = Literal["kernel", "userspace"]
+# Who puts on and takes off Mobile IPv6's extension headers; "auto": the kernel, where it can.
+NativeSignalling = Literal["auto", "kernel", "own"]
 
 
 class _Section(BaseModel):
@@ -24,10 +26,15 @@ class _Section(BaseModel):
 
 
 class IkeSection(_Section):
-    """How to reach charon, and what its configuration calls things."""
+    """How to reach charon, and what its configuration calls things.
+
+    ``connection`` leads to the home agent's IPv4 address, ``ipv6_connection`` to its IPv6 one;
+    they differ in that only. Without the latter, IKE begins over IPv4 alone.
+    """
 
     vici_socket: Path
     connection: str
+    ipv6_connection: str = ""
     timeout_s: float = Field(default=15.0, gt=0)
     mobility_mode: MobilityMode = MobilityMode.MOBIKE
 
@@ -60,14 +67,20 @@ class HomeAgentSection(_Section):
 class MobileNodeConfig(_Section):
     """The mobile node's daemon. ``lifetime_s`` is the binding lifetime that it asks for.
 
+    ``interfaces``: those on which it detects movement by itself, the preferred one first; empty:
+    it moves by command only. ``home_prefix``: by which it knows its home link.
     ``force_udp``: ask for UDP encapsulation in IPv4 networks without NAT too (F, RFC 5555 §3.1.3),
     where plain ESP doesn't pass. With MOBIKE, charon needs ``encap = yes`` for it.
     """
 
     control_socket: Path
+    interfaces: tuple[str, ...] = ()
+    home_prefix: IPv6Network | None = None
+    ipv4_home_prefix_length: int = Field(default=32, ge=1, le=32)
     home_agent: HomeAgentSection
     mobile_node: PeerSection
     ipsec: IpsecKind = "kernel"
+    native_signalling: NativeSignalling = "auto"
     ike: IkeSection | None = None
     lifetime_s: int = Field(default=600, ge=4, le=4 * 0xFFFF)
     force_udp: bool = False
@@ -85,16 +98,26 @@ class MobileNodeConfig(_Section):
     def _moves(self) -> bool:
         return _moves_associations(self.ipsec, self.ike)
 
-    def peering(self) -> Peering:
+    def peering(self, *, native: bool = False) -> Peering:
+        """``native``: the kernel sees to Mobile IPv6's extension headers."""
+        node, protect = self.mobile_node, self.protect_data
         return _peering(
-            Role.MOBILE_NODE, self.home_agent, self.mobile_node, self.protect_data, self._moves
+            Role.MOBILE_NODE, self.home_agent, node, protect, self._moves, native=native
         )
 
 
 class HomeAgentConfig(_Section):
-    """The home agent's daemon, with the mobile nodes that may register."""
+    """The home agent's daemon, with the mobile nodes that may register.
+
+    ``home_link``: the interface where home addresses are defended while their mobile nodes are
+    away, "" where nobody else is on that link. ``duplicate_address_detection`` is on where there
+    is one, unless it says otherwise. ``home_prefixes``: home addresses elsewhere are refused.
+    """
 
     control_socket: Path
+    home_link: str = ""
+    home_prefixes: tuple[IPv6Network, ...] = ()
+    duplicate_address_detection: bool | None = None
     home_agent: HomeAgentSection
     mobile_nodes: tuple[PeerSection, ...] = Field(min_length=1)
     max_lifetime_s: int = Field(default=3600, ge=4, le=4 * 0xFFFF)
@@ -102,6 +125,7 @@ class HomeAgentConfig(_Section):
     ike: HomeAgentIkeSection = HomeAgentIkeSection()
     protect_data: bool = True
     ipsec: IpsecKind = "kernel"
+    native_signalling: NativeSignalling = "auto"
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> HomeAgentConfig:
@@ -109,12 +133,21 @@ class HomeAgentConfig(_Section):
         return self
 
     @property
+    def detects_duplicates(self) -> bool:
+        """Whether RFC 6275 §10.3.1's duplicate address detection is done."""
+        if self.duplicate_address_detection is None:
+            return bool(self.home_link)
+        return self.duplicate_address_detection
+
+    @property
     def _moves(self) -> bool:
         return _moves_associations(self.ipsec, self.ike)
 
-    def peerings(self) -> tuple[Peering, ...]:
+    def peerings(self, *, native: bool = False) -> tuple[Peering, ...]:
+        """``native``: the kernel sees to Mobile IPv6's extension headers."""
+        agent, protect = self.home_agent, self.protect_data
         return tuple(
-            _peering(Role.HOME_AGENT, self.home_agent, node, self.protect_data, self._moves)
+            _peering(Role.HOME_AGENT, agent, node, protect, self._moves, native=native)
             for node in self.mobile_nodes
         )
 
@@ -133,7 +166,13 @@ def _moves_associations(ipsec: IpsecKind, ike: IkeSection | HomeAgentIkeSection 
 
 
 def _peering(
-    role: Role, agent: HomeAgentSection, node: PeerSection, protect: bool, moves: bool
+    role: Role,
+    agent: HomeAgentSection,
+    node: PeerSection,
+    protect: bool,
+    moves: bool,
+    *,
+    native: bool,
 ) -> Peering:
     return Peering(
         role=role,
@@ -144,6 +183,7 @@ def _peering(
         reqids=Reqids(node.signalling_reqid, node.mirror_reqid, node.data_reqid),
         protect_data=protect,
         moves_associations=moves,
+        native_signalling=native,
     )
 
 
