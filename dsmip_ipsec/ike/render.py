@@ -201,6 +201,7 @@ def _connections(deployment: Deployment, node: str | None) -> list[_Connection]:
                     connections[-1],
                     name=ipv6_connection(mn.name),
                     remote_addresses=(quoting.address(ha.ipv6),),
+                    pretends_nat=False,
                 )
             )
     return connections

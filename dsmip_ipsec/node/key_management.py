@@ -4,8 +4,8 @@
 - K bit: the IKE_SA stays. After the acknowledgement an exchange from the new care-of address makes
   the home agent's charon follow to it and to the NAT's port (§5.1: "an empty informational
   message"; VICI offers none, so the IKE_SA is rekeyed).
-- Renegotiation, where either end clears the K bit: a new IKE_SA from the new care-of address, make
-  before break; the old one is deleted when the new one stands.
+- Renegotiation, where either end clears the K bit, and whenever IPv6 is involved: a new IKE_SA from
+  the new care-of address, make before break; the old one is deleted when the new one stands.
 
 In the last two the data SAs are moved by us when the binding changes, before IKE has followed.
 What charon loses (a dead peer, a restart at either end) is established anew, again and again until
@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from dsmip_ipsec.errors import IkeError
 from dsmip_ipsec.ike.inventory import MobilityMode
-from dsmip_ipsec.ike.vici_driver import SIGNALLING, SIGNALLING_TUNNEL, ViciDriver
+from dsmip_ipsec.ike.vici_driver import SIGNALLING_TUNNEL, ViciDriver
 from dsmip_ipsec.ike.vici_types import ChildUpdown, IkeEvent, IkeUpdown
 from dsmip_ipsec.ipsec.model import Address, SecurityAssociation
 from dsmip_ipsec.ipsec.peering import Peering
@@ -102,7 +102,9 @@ class KeyManagement:
         async with self._busy:
             if self._ike.mobility_mode is MobilityMode.MOBIKE:
                 await self._follow_mobike(care_of_address)
-            elif key_mobility:
+            elif self._next != self._connection:
+                await self._change_family()
+            elif key_mobility and care_of_address.version == 4:
                 await self._rekey()
             else:
                 await self._driver.reauthenticate(self._connection, timeout=self._ike.timeout_s)
@@ -133,6 +135,13 @@ class KeyManagement:
         unfit = mirrored if care_of_address.version == 6 else not mirrored
         if unfit and (sa.nat or care_of_address.version == 6):
             await self._driver.renew_signalling(self._connection, timeout=self._ike.timeout_s)
+
+    async def _change_family(self) -> None:
+        """Without MOBIKE an IKE_SA keeps the home agent's address: a new one, make before break."""
+        old = self._connection
+        await self._establish()
+        with contextlib.suppress(IkeError):  # of a family that may be gone
+            await self._driver.terminate(old, timeout=STOP_TIMEOUT_S, force=True)
 
     async def _rekey(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._ike.timeout_s

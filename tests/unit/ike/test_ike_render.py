@@ -171,8 +171,9 @@ def test_without_mobike_the_routes_choose_the_source_and_the_home_agent_follows(
     }
     assert ("encap" in connections["mn1"]) == by_route
     assert "encap" not in connections[None]
-    replaces = mode is not MobilityMode.RENEGOTIATE
-    assert connections[None]["unique"] == ("replace" if replaces else "no")
+    assert connections[None]["unique"] == ("no" if by_route else "replace")
+    ipv6 = parse(render_swanctl(ours, "mn1"))["connections"]["mn1-ipv6"]
+    assert "encap" not in ipv6  # no NAT to pretend: a new IKE_SA is made there
     files = NodeFiles(tmp_path, "x")
     mobile = parse(render_strongswan(settings, files))["charon"]["plugins"]
     fixed = parse(render_strongswan(settings, files, mobile=False))["charon"]["plugins"]
