@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from dsmip_ipsec.errors import IkeError
 from dsmip_ipsec.ike.inventory import MobilityMode
-from dsmip_ipsec.ike.vici_driver import SIGNALLING, SIGNALLING_TUNNEL, ViciDriver
+from dsmip_ipsec.ike.vici_driver import SIGNALLING_TUNNEL, ViciDriver
 from dsmip_ipsec.ike.vici_types import ChildUpdown, IkeEvent, IkeUpdown
 from dsmip_ipsec.ipsec.model import Address, SecurityAssociation
 from dsmip_ipsec.ipsec.peering import Peering
