@@ -15,6 +15,9 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping strongswan-swanctl \
             charon-systemd libstrongswan-standard-plugins openssl tshark tcpdump radvd
 
+# What tests need beyond that: a browser that judges the HTML report.
+TEST_PACKAGES := chromium
+
 .PHONY: lab test test-unit test-userspace test-kernel test-handover test-faults bench lint install packages clean
 .DEFAULT_GOAL := help
 
@@ -23,7 +26,7 @@ help:
 	@sed -n 's/^# \?//p' Makefile | sed '/^$$/q'
 
 lab: install
-	$(BIN)/dsmip-ipsec lab run labs/nat-handover.toml --out $(OUT) --export-keys
+	$(BIN)/dsmip-ipsec lab run labs/nat-handover.toml --out $(OUT) --export-keys --html
 
 # The handover is run alone, since it is measured; kernel tests and faults have a guest and a core
 # each. What they print comes when they are done.
@@ -34,8 +37,9 @@ test: install
 	@echo "Now kernel tests and faults, side by side: five minutes."
 	$(MAKE) -j2 --output-sync=target test-kernel test-faults
 
+test-unit: PACKAGES += $(TEST_PACKAGES)
 test-unit: install
-	$(BIN)/pytest -q -n 2 tests/unit tests/conformance
+	$(BIN)/pytest -q -n 2 tests/unit tests/conformance tests/mutations
 
 test-handover: install
 	$(BIN)/pytest -q tests/lab/test_nat_handover.py

@@ -16,7 +16,7 @@ from typing import Any
 from dsmip_ipsec.errors import ConfigError, GuestError, LabError
 
 # What a run leaves in DIR. A new run into the same DIR removes these, and nothing else.
-OUTPUT = ("record.json", "captures", "logs", "wireshark", "guest-console.log")
+OUTPUT = ("record.json", "report.html", "captures", "logs", "wireshark", "guest-console.log")
 
 # In a guest: the directory's name on the host, for what is printed there.
 SHOWN_AS_VARIABLE = "DSMIP_OUT_SHOWN_AS"
@@ -46,6 +46,12 @@ def add_parser(commands: Any) -> None:
         "--export-keys",
         action="store_true",
         help="write the keys of all SAs to DIR/wireshark, a ready WIRESHARK_CONFIG_DIR",
+    )
+    run.add_argument(
+        "--html", action="store_true", help="write DIR/report.html, a page to read or send around"
+    )
+    run.add_argument(
+        "--junit", type=Path, metavar="FILE", help="write the expectations as JUnit XML, for CI"
     )
     run.add_argument(
         "--kernel",
@@ -88,12 +94,27 @@ def run_lab(arguments: argparse.Namespace) -> int:
     spec.load(path)  # its faults are told here, before anything starts
     if arguments.export_keys and arguments.out is None:
         raise ConfigError("--export-keys needs --out", hint="say where the keys may be written")
+    if arguments.html and arguments.out is None:
+        raise ConfigError("--html needs --out", hint="say where the page may be written")
     with ExitStack() as stack:
         out = _output(arguments.out, stack)
+        keep = arguments.out is not None or arguments.junit is not None
         inside = KERNEL_KIND_VARIABLE in os.environ
         if inside or choose_kernel(arguments.kernel) == "host":
-            return _run_in_place(path, out, arguments, keep=arguments.out is not None)
-        return _run_in_guest(path, out, arguments)
+            status = _run_in_place(path, out, arguments, keep=keep)
+        else:
+            status = _run_in_guest(path, out, arguments)
+        _views(out, arguments)
+        return status
+
+
+def _views(out: Path, arguments: argparse.Namespace) -> None:
+    """What was asked for beyond the record. A run that left none has said why."""
+    from dsmip_ipsec.cli.report import write_views
+
+    if (arguments.html or arguments.junit) and (out / "record.json").is_file():
+        html = out / "report.html" if arguments.html else None
+        write_views(out, html=html, junit=arguments.junit)
 
 
 def _output(directory: Path | None, stack: ExitStack) -> Path:

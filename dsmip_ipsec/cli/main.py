@@ -21,6 +21,8 @@ COMMANDS = {
     "plan": "dsmip_ipsec.cli.plan",
     "doctor": "dsmip_ipsec.cli.doctor",
     "decode": "dsmip_ipsec.cli.decode",
+    "report": "dsmip_ipsec.cli.report",
+    "ca": "dsmip_ipsec.cli.ca",
     "mn": "dsmip_ipsec.cli.daemons",
     "ha": "dsmip_ipsec.cli.daemons",
 }

@@ -56,14 +56,71 @@ class PresharedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class EapPassword:
+    """EAP-MD5 (RFC 3748 §5.4): the home agent shows its certificate, then the mobile node proves
+    that it knows ``password``. EAP-MD5 makes no key of its own, so nothing but the home agent's
+    certificate stands against someone in the middle (RFC 7296 §2.16)."""
+
+    identity: str
+    password: bytes = field(repr=False)
+    ca_certificate: bytes
+
+    def __post_init__(self) -> None:
+        quoting.identity(self.identity, "EAP identity")
+        if not 8 <= len(self.password) <= 256:
+            raise ConfigError(
+                f"an EAP password of {len(self.password)} octets",
+                hint="use 8 to 256 octets, better random ones",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class EapAka:
+    """EAP-AKA (RFC 4187) with a software USIM: ``key`` is K, ``opc`` is OPc, 16 octets each (3GPP
+    TS 35.206). charon needs a plugin that computes Milenage (``eap-aka-3gpp``); Debian 12's
+    packages have EAP-AKA itself, but none of those."""
+
+    identity: str
+    key: bytes = field(repr=False)
+    opc: bytes = field(repr=False)
+    ca_certificate: bytes
+
+    def __post_init__(self) -> None:
+        quoting.identity(self.identity, "EAP identity")
+        if len(self.key) != 16 or len(self.opc) != 16:
+            raise ConfigError("EAP-AKA needs K and OPc of 16 octets each")
+
+
+Credentials = Certificate | PresharedKey | EapPassword | EapAka
+
+
+class Revocation(enum.Enum):
+    """How charon takes revocation lists (swanctl.conf(5), ``revocation``): STRICT fails without a
+    valid one, RELAXED fails only for what a list revokes."""
+
+    STRICT = "strict"
+    RELAXED = "relaxed"
+
+
+class IkeOver(enum.Enum):
+    """The addresses that mobile nodes reach the home agent's IKE at, in this order."""
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+    DUAL = "dual"
+
+
+@dataclass(frozen=True, slots=True)
 class HomeAgent:
     """The home agent. ``ipv4`` is the address that mobile nodes on IPv4 reach it at; ``ipv6`` its
-    address on the home link, which binding updates are addressed to."""
+    address on the home link, which binding updates are addressed to; ``ike_over`` tells which of
+    them IKE uses (MOBIKE may use both later)."""
 
     identity: str
     ipv6: IPv6Address
     ipv4: IPv4Address
     certificate: Certificate | None = None
+    ike_over: IkeOver = IkeOver.IPV4
 
     def __post_init__(self) -> None:
         quoting.identity(self.identity, "home agent identity")
@@ -74,16 +131,23 @@ class MobileNode:
     """One mobile node. ``name`` names its connection at both ends.
 
     ``signalling_reqid`` and ``data_reqid`` (1 … 2³²-1) tie the SAs that charon negotiates to the
-    policies that we install; they are unique per mobile node on a home agent.
+    policies that we install; they are unique per mobile node on a home agent, as is
+    ``mirror_reqid`` of the daemons' own SAs (None: no daemon is configured from this).
     """
 
     name: str
     identity: str
     home_address: IPv6Address
-    credentials: Certificate | PresharedKey
+    credentials: Credentials
     signalling_reqid: int
     data_reqid: int
     ipv4_home_address: IPv4Address | None = None
+    mirror_reqid: int | None = None
+
+    @property
+    def home_addresses(self) -> tuple[IPv6Address | IPv4Address, ...]:
+        ipv4 = self.ipv4_home_address
+        return (self.home_address, ipv4) if ipv4 is not None else (self.home_address,)
 
     def __post_init__(self) -> None:
         quoting.section_name(self.name, "mobile node name")
@@ -111,6 +175,10 @@ class IkeSettings:
 
     ``force_udp``: ESP is encapsulated in UDP without NAT too (the F flag, RFC 5555 §3.1.3).
 
+    ``reauth_time`` 0: no reauthentication but by the daemons' own doing. With
+    ``configuration_payload``, mobile nodes ask for their home addresses in IKE_AUTH and the home
+    agent hands out those that are their own (RFC 7296 §2.19, as in RFC 5026 §5.3).
+
     The timers notice a dead peer in ``dpd_delay`` plus :meth:`retransmission_time`, 14.4 s by
     default.
     """
@@ -128,6 +196,9 @@ class IkeSettings:
     retransmit_tries: int = 5
     nat_keepalive: int = 20
     replay_window: int = 256
+    reauth_time: int = 0
+    revocation: Revocation = Revocation.RELAXED
+    configuration_payload: bool = False
 
     def __post_init__(self) -> None:
         for label, proposals in (
@@ -142,6 +213,7 @@ class IkeSettings:
             ("dpd_delay", self.dpd_delay, 1, 3600),
             ("ike_rekey_time", self.ike_rekey_time, 0, 30 * 86400),
             ("child_rekey_time", self.child_rekey_time, 0, 30 * 86400),
+            ("reauth_time", self.reauth_time, 0, 30 * 86400),
             ("retransmit_timeout", self.retransmit_timeout, 0.05, 60),
             ("retransmit_base", self.retransmit_base, 1.0, 10),
             ("retransmit_tries", self.retransmit_tries, 0, 20),
@@ -163,11 +235,12 @@ class IkeSettings:
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """One home agent and its mobile nodes. Names, identities, home addresses and reqids are
-    unique, since each of them decides what a peer may do."""
+    unique, since each of them decides what a peer may do. ``revocation_list``: the CA's, PEM."""
 
     home_agent: HomeAgent
     mobile_nodes: tuple[MobileNode, ...]
     settings: IkeSettings = IkeSettings()
+    revocation_list: bytes | None = None
 
     def __post_init__(self) -> None:
         seen: dict[tuple[str, object], str] = {}
@@ -181,8 +254,12 @@ class Deployment:
                 ("reqid", mn.signalling_reqid),
                 ("reqid", mn.data_reqid),
             ]
+            if mn.mirror_reqid is not None:
+                keys.append(("reqid", mn.mirror_reqid))
             if mn.ipv4_home_address is not None:
                 keys.append(("IPv4 home address", mn.ipv4_home_address))
+            if isinstance(mn.credentials, EapPassword | EapAka):
+                keys.append(("EAP identity", mn.credentials.identity.lower()))
             for key in keys:
                 if key in seen:
                     raise ConfigError(
@@ -192,9 +269,10 @@ class Deployment:
                 seen[key] = mn.name
             if mn.identity.lower() == self.home_agent.identity.lower():
                 raise ConfigError(f"mobile node {mn.name} has the home agent's identity")
-            if isinstance(mn.credentials, Certificate) and self.home_agent.certificate is None:
+            if not isinstance(mn.credentials, PresharedKey) and self.home_agent.certificate is None:
                 raise ConfigError(
-                    f"mobile node {mn.name} uses a certificate, the home agent has none",
+                    f"mobile node {mn.name} wants a certificate from the home agent, which has "
+                    "none",
                     hint="issue one for the home agent, or use pre-shared keys",
                 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -64,6 +65,14 @@ def _name(common_name: str) -> x509.Name:
             x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64]),
         ]
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """A certificate that must no longer be trusted, and since when (an aware datetime)."""
+
+    serial: int
+    revoked_at: datetime.datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +178,57 @@ class CertificateAuthority:
             private_key=private_key_pem(key),
         )
 
+    def revocation_list(
+        self,
+        revoked: Iterable[Revocation],
+        *,
+        number: int,
+        now: datetime.datetime,
+        days: int = 30,
+    ) -> bytes:
+        """A certificate revocation list, PEM (RFC 5280 §5).
+
+        :param number: larger than that of every list before (§5.2.3); charon takes the largest.
+        :param days: until the next list is due. What charon does with an overdue one depends on
+            its ``revocation`` policy.
+        :raises ConfigError: a number or lifetime that a list can't have.
+        """
+        if not 0 <= number < 1 << 159:
+            raise ConfigError(f"a revocation list can't have the number {number}")
+        _check_days(days, "revocation list")
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(now - _CLOCK_SKEW)
+            .next_update(now + datetime.timedelta(days=days))
+            .add_extension(x509.CRLNumber(number), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
+                critical=False,
+            )
+        )
+        for each in revoked:
+            builder = builder.add_revoked_certificate(
+                x509.RevokedCertificateBuilder()
+                .serial_number(each.serial)
+                .revocation_date(each.revoked_at)
+                .build()
+            )
+        signed = builder.sign(self.key, _signature_hash(self.key))
+        return signed.public_bytes(serialization.Encoding.PEM)
+
+
+def _check_days(days: int, what: str) -> None:
+    if not 1 <= days <= 36500:
+        raise ConfigError(
+            f"a {what} can't be valid for {days} days", hint="1 to 36500 days are possible"
+        )
+
 
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: PrivateKey, now: datetime.datetime, days: int
 ) -> x509.CertificateBuilder:
-    if not 1 <= days <= 36500:
-        raise ConfigError(f"a certificate can't be valid for {days} days")
+    _check_days(days, "certificate")
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

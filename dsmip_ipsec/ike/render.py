@@ -6,7 +6,10 @@ The directory of a node then looks so::
     swanctl.conf            SWANCTL_DIR is the directory itself
     x509/NODE.pem           the node's certificate
     x509ca/ca.pem           the CA that the peers' certificates are checked against
+    x509crl/ca.pem          what that CA has revoked
     private/NODE.pem        0600
+    swanctl-overrides.conf, strongswan-overrides.conf
+                            the user's own settings, if any: read last, they win
     charon.vici             the VICI socket, once charon runs
     charon.log              its log, without secrets
     charon-keys.log         0600, only if the export of keys was asked for; it holds pre-shared keys
@@ -22,14 +25,18 @@ from pathlib import Path
 import jinja2
 
 from dsmip_ipsec.errors import ConfigError
-from dsmip_ipsec.ike import quoting
+from dsmip_ipsec.ike import authentication, quoting
+from dsmip_ipsec.ike.authentication import CA_FILE, Round
 from dsmip_ipsec.ike.inventory import (
-    Certificate,
     Deployment,
+    HomeAgent,
+    IkeOver,
     IkeSettings,
+    MobileNode,
     MobilityMode,
-    PresharedKey,
 )
+from dsmip_ipsec.ike.private_files import make_directory, remove_file, replace_file
+from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.resources import resource_directory
 
 # charon takes 5.9.8's plugins in this order. openssl brings every algorithm that the proposals
@@ -84,14 +91,27 @@ class NodeFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Overrides:
+    """strongSwan settings of the user's own, in strongSwan's syntax. They are included at the end
+    of the rendered files: a section of the same name is merged, a key that comes later wins."""
+
+    swanctl: bytes | None = None
+    strongswan: bytes | None = None
+
+
+SWANCTL_OVERRIDES = "swanctl-overrides.conf"
+STRONGSWAN_OVERRIDES = "strongswan-overrides.conf"
+
+
+@dataclass(frozen=True, slots=True)
 class _Connection:
     name: str
     local_addresses: tuple[str, ...]
     remote_addresses: tuple[str, ...]
-    local_id: str
-    remote_id: str
-    certificate: str | None
-    ca_certificate: str | None
+    local: Round
+    remote: Round
+    pools: tuple[str, ...]
+    virtual_ips: tuple[str, ...]
     signalling_local_ts: str
     signalling_remote_ts: str
     signalling_tunnel_local_ts: tuple[str, ...]
@@ -101,14 +121,6 @@ class _Connection:
     signalling_reqid: int
     data_reqid: int
     pretends_nat: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Secret:
-    name: str
-    local_id: str
-    remote_id: str
-    secret_hex: str
 
 
 def _environment() -> jinja2.Environment:
@@ -151,8 +163,8 @@ def _connections(deployment: Deployment, node: str | None) -> list[_Connection]:
         # What the mobile node's payload may be exchanged with: anything, in the families that it
         # has a home address of.
         world = ("::/0", "0.0.0.0/0")[: len(home)]
-        certified = isinstance(mn.credentials, Certificate)
-        identities = (ha.identity, mn.identity) if at_home_agent else (mn.identity, ha.identity)
+        rounds = authentication.rounds(ha, mn)
+        handed_out = deployment.settings.configuration_payload
         signalling = (_mobility_ts(mn.home_address), _mobility_ts(ha.ipv6))
         connections.append(
             _Connection(
@@ -160,13 +172,13 @@ def _connections(deployment: Deployment, node: str | None) -> list[_Connection]:
                 local_addresses=(quoting.address(ha.ipv4), quoting.address(ha.ipv6))
                 if at_home_agent
                 else ("%any",),
-                remote_addresses=("%any",) if at_home_agent else (quoting.address(ha.ipv4),),
-                local_id=identities[0],
-                remote_id=identities[1],
-                certificate=("ha.pem" if at_home_agent else f"{mn.name}.pem")
-                if certified
-                else None,
-                ca_certificate="ca.pem" if certified else None,
+                remote_addresses=("%any",) if at_home_agent else _ike_addresses(ha),
+                local=rounds[not at_home_agent],
+                remote=rounds[at_home_agent],
+                pools=tuple(pool for pool, _ in _pools(mn)) if handed_out and at_home_agent else (),
+                virtual_ips=("::", "0.0.0.0")[: len(home)]  # noqa: S104 - "any of yours"
+                if handed_out and not at_home_agent
+                else (),
                 signalling_local_ts=signalling[at_home_agent],
                 signalling_remote_ts=signalling[not at_home_agent],
                 signalling_tunnel_local_ts=_tunnel_ts(
@@ -204,35 +216,49 @@ def _pretends_nat(settings: IkeSettings) -> bool:
     return settings.force_udp or settings.mobility is not MobilityMode.MOBIKE
 
 
-def render_swanctl(deployment: Deployment, node: str | None) -> str:
+def _ike_addresses(ha: HomeAgent) -> tuple[str, ...]:
+    addresses = {
+        IkeOver.IPV4: (ha.ipv4,),
+        IkeOver.IPV6: (ha.ipv6,),
+        IkeOver.DUAL: (ha.ipv4, ha.ipv6),
+    }[ha.ike_over]
+    return tuple(quoting.address(address) for address in addresses)
+
+
+def _pools(mn: MobileNode) -> list[tuple[str, str]]:
+    """A pool for each home address: it can be nobody else's (RFC 4877 §4.2)."""
+    return [
+        (f"{mn.name}-ipv{address.version}", f"{quoting.address(address)}/{address.max_prefixlen}")
+        for address in mn.home_addresses
+    ]
+
+
+def render_swanctl(deployment: Deployment, node: str | None, *, overridden: bool = False) -> str:
     """swanctl.conf of the home agent (``node`` None) or of the mobile node named ``node``.
 
     It contains the pre-shared keys. On the home agent, each mobile node has a connection of its
     own, bound to its identity and limited to its home addresses: this is the PAD (RFC 4877 §4.2).
 
+    :param overridden: whether there are overrides to include.
     :raises ConfigError: an unknown node, or a value that can't be quoted.
     """
     if node is not None:
         deployment.mobile_node(node)
-    ha = deployment.home_agent
-    secrets = [
-        _Secret(
-            name=mn.name,
-            local_id=ha.identity if node is None else mn.identity,
-            remote_id=mn.identity if node is None else ha.identity,
-            secret_hex=mn.credentials.secret.hex(),
-        )
-        for mn in deployment.mobile_nodes
-        if isinstance(mn.credentials, PresharedKey) and node in (None, mn.name)
-    ]
+    pools = (
+        [pool for mn in deployment.mobile_nodes for pool in _pools(mn)]
+        if deployment.settings.configuration_payload and node is None
+        else []
+    )
     return (
         _environment()
         .get_template("swanctl.conf.j2")
         .render(
             node=node or "the home agent",
             connections=_connections(deployment, node),
-            secrets=secrets,
+            pools=pools,
+            secrets=list(authentication.secrets(deployment, node)),
             settings=deployment.settings,
+            overrides=SWANCTL_OVERRIDES if overridden else None,
         )
     )
 
@@ -245,12 +271,13 @@ def render_strongswan(
     threads: int = 8,
     plugins: tuple[str, ...] = PLUGINS,
     mobile: bool = True,
+    overridden: bool = False,
 ) -> str:
     """strongswan.conf for a charon of its own in ``files.directory``.
 
-    :param interfaces: the only ones that charon looks at; all if empty. Without this, it takes
-        the home link and our TUN for paths to its peer: it announces their addresses with MOBIKE
-        and may move the IKE_SA into the very tunnel that it protects.
+    :param interfaces: the only ones that charon looks at; if empty, all but our TUN, which it
+        would take for a path to its peer: it would announce its addresses with MOBIKE and might
+        move the IKE_SA into the very tunnel that it protects. A home link is to be left out, too.
     :param threads: worker threads of charon. It keeps three or four busy for itself, and each
         ``initiate`` that waits takes one more.
     :param mobile: the node moves. Without MOBIKE, the sources of its packets then are left to
@@ -272,6 +299,8 @@ def render_strongswan(
             plugins=[quoting.section_name(plugin, "plugin") for plugin in plugins],
             threads=threads,
             interfaces=[quoting.interface(interface) for interface in interfaces],
+            ignored=quoting.interface(TUN_NAME),
+            overrides=STRONGSWAN_OVERRIDES if overridden else None,
             settings=settings,
             follows=not mobile or settings.mobility is MobilityMode.MOBIKE,
             vici_socket=files.vici_socket,
@@ -286,15 +315,7 @@ def write_private(path: Path, content: bytes) -> None:
 
     :raises ConfigError: the file can't be written.
     """
-    try:
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        raise ConfigError(
-            f"can't write {path}: {error.strerror}", hint="check the directory's permissions"
-        ) from error
+    replace_file(path, content)
 
 
 def write_node(
@@ -305,44 +326,52 @@ def write_node(
     interfaces: tuple[str, ...] = (),
     export_keys: bool = False,
     threads: int = 8,
+    overrides: Overrides | None = None,
+    installed: Path | None = None,
 ) -> NodeFiles:
     """Write all files of the home agent (``node`` None) or of one mobile node.
 
     :param interfaces: those that lead to the other end (see :func:`render_strongswan`).
-
+    :param installed: where the directory's content will be when charon reads it, if not there.
+    :returns: the files as charon will see them.
     :raises ConfigError: a value or path that can't be rendered, or a directory that can't be
         written.
     """
-    files = NodeFiles(directory, node or "ha", export_keys)
+    overrides = overrides or Overrides()
+    files = NodeFiles(installed or directory, node or "ha", export_keys)
     strongswan_conf = render_strongswan(
         deployment.settings,
         files,
         interfaces=interfaces,
         threads=threads,
+        plugins=(*PLUGINS, *authentication.plugins(deployment, node)),
         mobile=node is not None,
+        overridden=overrides.strongswan is not None,
     )
-    swanctl_conf = render_swanctl(deployment, node)
-    try:
-        for name, mode in (("", 0o755), ("x509", 0o755), ("x509ca", 0o755), ("private", 0o700)):
-            (directory / name).mkdir(mode=mode, parents=True, exist_ok=True)
-        files.strongswan_conf.write_text(strongswan_conf)
-    except OSError as error:
-        raise ConfigError(
-            f"can't write to {directory}: {error.strerror}", hint="check its permissions"
-        ) from error
-    write_private(files.swanctl_conf, swanctl_conf.encode())
-    if files.key_log is not None:
+    swanctl_conf = render_swanctl(deployment, node, overridden=overrides.swanctl is not None)
+    for name in ("", "x509", "x509ca", "x509crl"):
+        make_directory(directory / name)
+    make_directory(directory / "private", 0o700)
+    own = authentication.own_certificate(deployment, node)
+    authority = authentication.ca_certificate(deployment, node)
+    # None: a file that an earlier rendering may have left goes.
+    content = {
+        "strongswan.conf": strongswan_conf.encode(),
+        "swanctl.conf": swanctl_conf.encode(),
+        SWANCTL_OVERRIDES: overrides.swanctl,
+        STRONGSWAN_OVERRIDES: overrides.strongswan,
         # charon would make it readable for everybody; it keeps the mode of a file that exists.
-        write_private(files.key_log, b"")
-
-    if node is None:
-        certified = any(isinstance(m.credentials, Certificate) for m in deployment.mobile_nodes)
-        certificate = deployment.home_agent.certificate if certified else None
-    else:
-        credentials = deployment.mobile_node(node).credentials
-        certificate = credentials if isinstance(credentials, Certificate) else None
-    if certificate is not None:
-        write_private(directory / "x509" / f"{files.node}.pem", certificate.certificate)
-        write_private(directory / "x509ca" / "ca.pem", certificate.ca_certificate)
-        write_private(directory / "private" / f"{files.node}.pem", certificate.private_key)
+        "charon-keys.log": b"" if export_keys else None,
+        f"x509/{files.node}.pem": own.certificate if own is not None else None,
+        f"private/{files.node}.pem": own.private_key if own is not None else None,
+        f"x509ca/{CA_FILE}": authority,
+        f"x509crl/{CA_FILE}": deployment.revocation_list if authority is not None else None,
+    }
+    for name, octets in content.items():
+        path = directory / name
+        if octets is not None:
+            # What holds no secret may be read; the rest is not told apart.
+            replace_file(path, octets, 0o644 if name == "strongswan.conf" else 0o600)
+        else:
+            remove_file(path)
     return files

@@ -209,8 +209,35 @@ class Algorithm:
 
 
 @dataclass(frozen=True, slots=True)
+class Lifetime:
+    """When an SA ends (hard) or IKE is to replace it (soft): octets, packets, and seconds since it
+    was added or first used. None: never (RFC 4301 §4.4.2.1)."""
+
+    soft_bytes: int | None = None
+    hard_bytes: int | None = None
+    soft_packets: int | None = None
+    hard_packets: int | None = None
+    soft_add_seconds: int | None = None
+    hard_add_seconds: int | None = None
+    soft_use_seconds: int | None = None
+    hard_use_seconds: int | None = None
+
+
+UNLIMITED = Lifetime()
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The bits of ``mask`` of a packet's mark, matched or set."""
+
+    value: int
+    mask: int = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
 class SecurityAssociation:
-    """A SAD entry, one direction.
+    """A SAD entry, one direction, as it was negotiated: what passes through it (sequence numbers,
+    the anti-replay window's content, octets so far) is the kernel's and moves with it there.
 
     ``selector`` is None for a tunnel SA that carries every family. ``replay_window`` in packets.
     """
@@ -226,6 +253,10 @@ class SecurityAssociation:
     selector: Selector | None = None
     encapsulation: Encapsulation | None = None
     replay_window: int = 32
+    esn: bool = False
+    lifetime: Lifetime = UNLIMITED
+    mark: Mark | None = None
+    output_mark: Mark | None = None
 
     @property
     def key(self) -> tuple[Address, int]:

@@ -32,14 +32,19 @@ class Reqids:
     prefix_discovery: int = 0
     return_routability: int = 0
 
+    @property
+    def negotiated(self) -> frozenset[int]:
+        """Those of SAs that IKE makes."""
+        ids = (self.signalling, self.data, self.prefix_discovery, self.return_routability)
+        return frozenset(ids) - {0}
+
+    @property
+    def tunnels(self) -> frozenset[int]:
+        """Those of tunnel SAs, which move with the mobile node."""
+        return frozenset((self.data, self.return_routability)) - {0}
+
     def __contains__(self, reqid: int) -> bool:
-        return reqid != 0 and reqid in (
-            self.signalling,
-            self.mirror,
-            self.data,
-            self.prefix_discovery,
-            self.return_routability,
-        )
+        return reqid == self.mirror or reqid in self.negotiated
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ _PROTOCOLS = {IPPROTO_MH: "mobility-header", IPPROTO_ICMPV6: "ipv6-icmp"}
 def as_ip_xfrm(operations: Iterable[Operation]) -> str:
     """The commands of iproute2 that do the same.
 
-    ``$KEY_<spi>`` stands for the key that is to be filled in: a plan doesn't know it. Moving an
+    ``$KEY_<spi>`` (and ``$AUTH_KEY_<spi>``) stand for keys that are to be filled in: a plan doesn't
+    show them. Moving an
     SA is adding it anew and deleting the old one, which loses its sequence numbers: iproute2 has
     no command that keeps them.
     """
@@ -125,7 +126,7 @@ def _route(verb: Verb, route: TunnelRoute) -> str:
 def _add(sa: SecurityAssociation) -> str:
     text = (
         f"ip xfrm state add src {sa.source} dst {sa.destination} proto esp spi 0x{sa.spi:08x} "
-        f"reqid {sa.reqid} mode {sa.mode.value} aead 'rfc4106(gcm(aes))' $KEY_{sa.spi:08x} 128"
+        f"reqid {sa.reqid} mode {sa.mode.value} replay-window {sa.replay_window}{_algorithms(sa)}"
     )
     if sa.mode is Mode.TUNNEL and sa.selector is None:
         text += " flag af-unspec"
@@ -135,6 +136,21 @@ def _add(sa: SecurityAssociation) -> str:
     if sa.selector is not None:
         text += f" sel {_selector(sa.selector)}"
     return text
+
+
+def _algorithms(sa: SecurityAssociation) -> str:
+    """Names as the kernel has them; AES-GCM of a placeholder, which has none."""
+    key = f"$KEY_{sa.spi:08x}"
+    if sa.encryption is not None:
+        text = f" enc '{sa.encryption.name}' {key}"
+        if sa.authentication is not None:
+            name, bits = sa.authentication.name, sa.authentication.icv_bits
+            text += f" auth-trunc '{name}' $AUTH_{key.removeprefix('$')} {bits}"
+        return text
+    name, bits = "rfc4106(gcm(aes))", 128
+    if sa.aead is not None:
+        name, bits = sa.aead.name, sa.aead.icv_bits
+    return f" aead '{name}' {key} {bits}"
 
 
 def _delete(sa: SecurityAssociation) -> str:

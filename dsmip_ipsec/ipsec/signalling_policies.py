@@ -8,6 +8,7 @@ from ipaddress import IPv6Address, ip_network
 
 from dsmip_ipsec.ipsec.extensions import extension_template
 from dsmip_ipsec.ipsec.model import (
+    UNLIMITED,
     Action,
     Direction,
     ExtensionState,
@@ -66,6 +67,10 @@ def _mirror(
         reqid=peering.reqids.mirror,
         selector=Selector(ip_network(source), ip_network(destination), protocol),
         encapsulation=None,
+        # It ends when IKE ends its origin, and our policies, which choose it, have no marks.
+        lifetime=UNLIMITED,
+        mark=None,
+        output_mark=None,
     )
 
 

@@ -27,30 +27,46 @@ PREFIXES_UP, PREFIXES_DOWN, ROUTABILITY_UP, ROUTABILITY_DOWN = 5, 6, 7, 8
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """``binding`` None: the mobile node is at home. ``esp_care_of``: where the home agent last
-    heard the node's ESP from."""
+    """``binding`` None: the mobile node is at home, or with ``away`` in a visited network without a
+    binding yet. ``esp_care_of``: where the home agent last heard the node's ESP from."""
 
     peering: Peering
     binding: Binding | None = None
     esp_care_of: OuterAddress | None = None
+    away: bool = False
 
 
-def handover(before: Situation, after: Situation) -> tuple[Operation, ...]:
-    """The plan of one end for the way from ``before`` to ``after``.
+def handover(before: Situation | None, after: Situation | None) -> tuple[Operation, ...]:
+    """The plan of one end for the way from ``before`` to ``after``; None is no daemon at all.
 
     The SAs are those that IKE negotiated where the node was first bound: one that starts at home
     has none there, one that returns keeps those it had. With MOBIKE, IKE has moved them already
     when the plan for ``after`` is made (RFC 5555 §5.1).
     """
-    first = before if before.binding is not None else after
+    bound = before is not None and before.binding is not None
+    first = before if bound else after
     sas: list[SecurityAssociation] = []
-    if first.binding is not None:
-        sas = _negotiated(first.peering, first.binding, first.esp_care_of)
-    current = state_of(before, sas if before.binding is not None else [])
-    wanted = state_of(after, sas)
-    if after.binding is not None and not after.peering.moves_associations:
-        wanted = state_of(after, _moved_by_ike(after, sas))
+    if first is not None and first.binding is not None:
+        sas = negotiated_at(first.peering, first.binding, first.esp_care_of)
+    current = DesiredState() if before is None else state_of(before, sas if bound else [])
+    wanted = DesiredState() if after is None else state_of(after, settled(after, sas))
     return plan(current, wanted)
+
+
+def settled(
+    situation: Situation, negotiated: list[SecurityAssociation]
+) -> list[SecurityAssociation]:
+    """``negotiated`` when IKE has followed the mobile node to ``situation``: with MOBIKE it moves
+    the tunnel SAs, otherwise they are ours to move and stay until then."""
+    binding, peering = situation.binding, situation.peering
+    if binding is None or peering.moves_associations:
+        return negotiated
+    return [
+        place(peering, binding, sa, situation.esp_care_of)
+        if sa.reqid in peering.reqids.tunnels
+        else sa
+        for sa in negotiated
+    ]
 
 
 def state_of(situation: Situation, negotiated: list[SecurityAssociation]) -> DesiredState:
@@ -64,7 +80,7 @@ def state_of(situation: Situation, negotiated: list[SecurityAssociation]) -> Des
         binding=binding,
         negotiated=negotiated,
         esp_care_of=situation.esp_care_of,
-        at_home=binding is None,
+        at_home=binding is None and not situation.away,
         signalling_care_of=care_of
         if mobile_node and isinstance(care_of, IPv6Address) and not _in_udp(binding)
         else None,
@@ -76,20 +92,7 @@ def _in_udp(binding: Binding | None) -> bool:
     return binding is not None and binding.outer is not None
 
 
-def _moved_by_ike(
-    situation: Situation, sas: list[SecurityAssociation]
-) -> list[SecurityAssociation]:
-    binding, peering = situation.binding, situation.peering
-    assert binding is not None, "the caller has checked"
-    return [
-        place(peering, binding, sa, situation.esp_care_of)
-        if sa.reqid in (peering.reqids.data, peering.reqids.return_routability)
-        else sa
-        for sa in sas
-    ]
-
-
-def _negotiated(
+def negotiated_at(
     peering: Peering, binding: Binding, esp_care_of: OuterAddress | None
 ) -> list[SecurityAssociation]:
     """What IKE installs at this end for a mobile node that is where ``binding`` says.

@@ -1,9 +1,10 @@
-"""The one writer of kernel IPsec state: reads what is there, plans, applies, verifies.
+"""The one writer of kernel IPsec state: knows what is there, plans, applies, verifies.
 
-It keeps no memory of what it has done: policies are known as ours by their priority band, mirrored
-SAs by their reqid, and both are read anew each time. So whatever happened before (a crash between
-two operations, another program's hand in our policies), the next run converges. What isn't ours
-it never touches.
+What is there it learns from the kernel alone (:mod:`dsmip_ipsec.kernel.live_state`): by reading
+everything when it starts and whenever notifications were lost, by notifications in between. It
+keeps no memory of what it has done: policies are known as ours by their priority band, mirrored
+SAs by their reqid. So whatever happened before (a crash between two operations, another program's
+hand in our policies), the next run converges. What isn't ours it never touches.
 
 It does remember for a moment the SAs of IKE that have just vanished: charon moves an SA by deleting
 and adding it. A mirror that was deleted and made anew in between would start its sequence numbers
@@ -15,122 +16,148 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
 from dsmip_ipsec.errors import KernelError
-from dsmip_ipsec.ipsec.desired import PRIORITY_BAND, DesiredState
-from dsmip_ipsec.ipsec.model import ExtensionState, Policy, SecurityAssociation
+from dsmip_ipsec.ipsec.desired import DesiredState
+from dsmip_ipsec.ipsec.model import (
+    ExtensionState,
+    Policy,
+    SecurityAssociation,
+)
 from dsmip_ipsec.ipsec.peering import Reqids
 from dsmip_ipsec.ipsec.plan import Operation, Verb, plan
 from dsmip_ipsec.kernel import translate
+from dsmip_ipsec.kernel.live_state import LINGER_S, LiveState
+from dsmip_ipsec.mobility.types import OuterAddress
 from dsmip_ipsec.xfrm import requests as verbs
 from dsmip_ipsec.xfrm.constants import Group
 from dsmip_ipsec.xfrm.errors import XfrmError
 from dsmip_ipsec.xfrm.exchange import Request, Result
 from dsmip_ipsec.xfrm.monitor import XfrmMonitor
 from dsmip_ipsec.xfrm.move import Move
+from dsmip_ipsec.xfrm.notifications import Mapping
 from dsmip_ipsec.xfrm.socket import XfrmSocket
-from dsmip_ipsec.xfrm.types import State
 
 log = logging.getLogger(__name__)
 
-# Someone else changed the same thing between our reading and our writing: read again.
+# Someone else changed the same thing before we had read of it: look again.
 _RACES = {errno.EEXIST, errno.ESRCH, errno.ENOENT}
 _ATTEMPTS = 5
-# How long an SA that IKE deleted counts as being moved. charon needs some milliseconds.
-LINGER_S = 0.3
 # Sequence numbers left out when an SA is moved: more than can be sent between reading and adding.
 MOVE_SKIP = 64
 # A reconciliation this short needs no pause behind it.
 UNNOTICED_S = 0.05
+# Peerings that one reconciliation in the background takes on: with what it has to write, some
+# tens of milliseconds in which no mobile node is answered.
+COALESCED = 128
+# Operations between two looks at the notifications of our own writes, which fill a buffer.
+_CHUNK = 128
 
 Associations = tuple[SecurityAssociation, ...]
+Desired = Callable[[Reqids, Sequence[SecurityAssociation]], DesiredState]
 
 
 class Reconciler:
-    """Keeps this namespace's SPD and SAD as ``wanted`` says.
+    """Keeps this namespace's SPD and SAD as ``desired`` says.
 
-    ``wanted`` maps the SAs that IKE has installed (newest first) to the desired state; ``reqids``
-    are those of all peerings. :meth:`open` starts it: from then on every change of an SA or a
-    policy in the kernel, and every :meth:`trigger`, leads to a reconciliation.
+    ``desired`` maps a peering, named by its reqids, and the SAs that IKE has installed for it
+    (newest first) to the peering's desired state. :meth:`open` starts it: from then on every
+    change of an SA or a policy in the kernel, and every :meth:`trigger`, leads to a
+    reconciliation of the peerings concerned. ``on_mapping`` is told when ESP of a peering's data
+    comes from another address and port than its SA has (a NAT gave it another).
     """
 
     def __init__(
         self,
-        wanted: Callable[[Sequence[SecurityAssociation]], DesiredState],
+        desired: Desired,
         reqids: tuple[Reqids, ...],
+        on_mapping: Callable[[Reqids, OuterAddress], None] | None = None,
     ) -> None:
-        self._wanted = wanted
-        self._mirrors = {ids.mirror for ids in reqids}
-        self._data = {ids.data for ids in reqids}
-        self._negotiable = {reqid for ids in reqids for reqid in (ids.signalling, ids.data)}
+        self._desired = desired
+        self._on_mapping = on_mapping
         self._xfrm: XfrmSocket | None = None
         self._monitor: XfrmMonitor | None = None
         self._scheduled = False
         self._spent = 0.0  # seconds that the last one in the background took
-        self._live: dict[tuple[int, int], SecurityAssociation] = {}
-        self._lingering: dict[tuple[int, int], tuple[SecurityAssociation, float]] = {}
+        self._looking: set[Reqids] = set()  # those that have a timer running
+        self._live = LiveState(reqids, self._vanished)
         self._changed = asyncio.Condition()
         self._failure: asyncio.Future[None] | None = None
-        self.associations: Associations = ()
+
+    @property
+    def associations(self) -> Associations:
+        """The SAs that IKE has installed, those of a peering newest first."""
+        return tuple(sa for live in self._live.peerings.values() for sa in live.associations())
 
     async def open(self) -> None:
         """Raises KernelError when the kernel has no XFRM or we lack CAP_NET_ADMIN."""
         self._failure = asyncio.get_running_loop().create_future()
         try:
             self._xfrm = XfrmSocket()
-            self._monitor = XfrmMonitor((Group.SA, Group.POLICY))
+            self._monitor = XfrmMonitor(
+                (Group.SA, Group.POLICY, Group.EXPIRE, Group.MIGRATE, Group.MAPPING)
+            )
         except XfrmError as error:
             raise KernelError(
                 f"can't use XFRM: {error}",
                 hint="run as root on a kernel with XFRM; `dsmip-ipsec doctor` tells more",
             ) from error
         asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._notified)
-        await self.reconcile()
+        await self.reconcile(verify=True)
 
     async def close(self) -> None:
         """Remove everything that is ours and stop. Never raises: logs what it couldn't remove."""
         if self._monitor is not None:
             asyncio.get_running_loop().remove_reader(self._monitor.fileno())
-            self._monitor.close()
-            self._monitor = None
         if self._xfrm is not None:
-            self._wanted = lambda _: DesiredState()
-            self._lingering.clear()
+            self._desired = lambda ids, negotiated: DesiredState()
+            self._live.stale = True
+            self._live.dirty.update(self._live.peerings)
             try:
-                self._converge()
+                self._converge(self._live.peerings)
             except KernelError as error:
                 log.error("IPsec state is left behind: %s", error)
             self._xfrm.close()
             self._xfrm = None
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
 
     async def failed(self) -> None:
         """Wait for, and raise, the KernelError that a background reconciliation ended with."""
         assert self._failure is not None, "open() comes first"
         await self._failure
 
-    def trigger(self) -> None:
-        """Reconcile soon: once, however often this is called before.
+    def trigger(self, *peerings: Reqids) -> None:
+        """Reconcile ``peerings`` (none named: all) soon: once, however often this is called
+        before.
 
         A reconciliation that takes long is followed by as long a pause: whatever there is to
         reconcile, half of the time is left for answering mobile nodes.
         """
-        if not self._scheduled and self._xfrm is not None:
-            self._scheduled = True
-            pause = self._spent if self._spent > UNNOTICED_S else 0.0
-            asyncio.get_running_loop().call_later(pause, self._background)
+        self._live.dirty.update(peerings or self._live.peerings)
+        self._schedule()
 
-    async def reconcile(self, *, settled: bool = False) -> tuple[Operation, ...]:
-        """Reconcile now; return what was done. ``settled``: IKE isn't moving anything, what is
-        gone is gone. Raises KernelError."""
+    async def reconcile(
+        self, *peerings: Reqids, settled: bool = False, verify: bool = False
+    ) -> tuple[Operation, ...]:
+        """Reconcile ``peerings`` (none named: all) now; return what was done.
+
+        ``settled``: IKE isn't moving anything, what is gone is gone. ``verify``: read everything
+        from the kernel, whatever its notifications said. Raises KernelError.
+        """
         if settled:
-            self._live.clear()
-            self._lingering.clear()
-        done = self._converge()
-        async with self._changed:
-            self._changed.notify_all()
+            self._drain()
+            self._live.forget_vanished()
+        self._live.stale = self._live.stale or verify
+        self._live.dirty.update(peerings or self._live.peerings)
+        done = self._converge(peerings or self._live.peerings)
+        await self._announce()
+        if self._live.dirty:
+            self._schedule()
         return done
 
     async def wait_for(self, predicate: Callable[[Associations], bool], timeout_s: float) -> bool:
@@ -142,29 +169,50 @@ class Reconciler:
             return False
         return True
 
+    # In the background -----------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._xfrm is not None:
+            self._scheduled = True
+            pause = self._spent if self._spent > UNNOTICED_S else 0.0
+            asyncio.get_running_loop().call_later(pause, self._background)
+
     def _notified(self) -> None:
-        """Something happened to an SA or a policy. What, is read afresh: that also covers
-        notifications which the kernel had to drop (an overrun)."""
-        assert self._monitor is not None, "the reader is removed before"
-        try:
-            while self._monitor.receive_now() is not None:
-                pass
-        except XfrmError as error:
-            log.warning("listening to XFRM: %s", error)
-        self.trigger()
+        """The kernel has something to tell."""
+        self._drain()
+        live = self._live
+        if live.dirty or live.strays or live.stale:
+            self._schedule()
+
+    def _vanished(self, ids: Reqids) -> None:
+        """An SA of IKE is gone: look again when it no longer counts as being moved."""
+        if ids not in self._looking:
+            self._looking.add(ids)
+            asyncio.get_running_loop().call_later(LINGER_S, self._look_again, ids)
+
+    def _look_again(self, ids: Reqids) -> None:
+        self._looking.discard(ids)
+        if self._live.peerings[ids].lingering and self._xfrm is not None:
+            self.trigger(ids)
+            self._vanished(ids)  # for those that vanished later
 
     def _background(self) -> None:
         self._scheduled = False
         if self._xfrm is None:
             return
-        started = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         try:
-            self._converge()
-            self._spent = asyncio.get_running_loop().time() - started
+            self._drain()
+            concerned = self._live.peerings if self._live.stale else self._live.dirty
+            self._converge(list(concerned)[:COALESCED])
+            self._spent = loop.time() - started
         except KernelError as error:
             if self._failure is not None and not self._failure.done():
                 self._failure.set_exception(error)
             return
+        if self._live.dirty:
+            self._schedule()
         task = asyncio.ensure_future(self._announce())
         task.add_done_callback(lambda done: done.exception())
 
@@ -172,101 +220,120 @@ class Reconciler:
         async with self._changed:
             self._changed.notify_all()
 
-    def _converge(self) -> tuple[Operation, ...]:
-        """Plan and apply until nothing is left to do. Raises KernelError."""
+    # Reading, planning, applying -----------------------------------------------------------------
+
+    def _converge(self, peerings: Iterable[Reqids]) -> tuple[Operation, ...]:
+        """Plan and apply until nothing is left to do for ``peerings``. Raises KernelError."""
+        todo = list(peerings)
+        live = self._live
         done: list[Operation] = []
         refused: XfrmError | None = None
         for _ in range(_ATTEMPTS):
-            current = self._read()
-            operations = plan(current, self._wanted(self.associations).ipsec())
-            if not operations:
+            self._drain()
+            if live.stale or refused is not None:
+                self._read()
+            live.forget_vanished(asyncio.get_running_loop().time())
+            batch = [ids for ids in todo if ids in live.dirty]
+            if not batch and not live.strays:
                 return tuple(done)
-            refused = self._apply(operations, done)
+            live.dirty.difference_update(batch)
+            wanted = self._want(batch)
+            operations = plan(live.current(batch, wanted.policies), wanted)
+            if operations:
+                refused = self._apply(operations, done)
         raise KernelError(
             "IPsec state doesn't settle" + (f": {refused}" if refused else ""),
-            hint="another program changes the same policies; `ip xfrm monitor` shows which",
+            hint="another program changes, or holds, the same SAs or policies; "
+            "`ip xfrm monitor` shows which",
         )
 
-    def _read(self) -> DesiredState:
-        """What is ours in the kernel; sets :attr:`associations` to IKE's on the way."""
+    def _want(self, peerings: Iterable[Reqids]) -> DesiredState:
+        """What these peerings want, in one."""
+        live = self._live
+        states = []
+        for ids in peerings:
+            state = self._desired(ids, live.peerings[ids].associations()).ipsec()
+            live.want(ids, state)
+            states.append(state)
+        return DesiredState(
+            tuple(policy for state in states for policy in state.policies),
+            tuple(sa for state in states for sa in state.associations),
+            tuple(sa for state in states for sa in state.placed),
+            tuple(extension for state in states for extension in state.extensions),
+            tuple(sa for state in states for sa in state.abandoned),
+        )
+
+    def _read(self) -> None:
+        """Read everything."""
         assert self._xfrm is not None, "open() comes first"
         try:
             states = self._xfrm.dump_states()
             policies = self._xfrm.dump_policies()
         except XfrmError as error:
             raise KernelError(f"can't read IPsec state: {error}", hint=error.hint) from error
-        ours = [state for state in states if state.reqid in self._mirrors]
-        theirs = [state for state in states if state.reqid in self._negotiable]
-        self.associations = self._with_lingering(_models(theirs))
-        banded = [p for p in policies if p.priority in PRIORITY_BAND]
-        known: list[Policy] = []
-        for policy in banded:
-            model = translate.policy_back(policy)
-            if model is not None:
-                known.append(model)
-        placed = tuple(sa for sa in self._live.values() if sa.reqid in self._data)
-        extensions = (translate.extension_back(state) for state in ours)
-        return DesiredState(
-            tuple(known),
-            _models(ours),
-            placed,
-            tuple(e for e in extensions if e is not None),
-            tuple(self._live.values()),
-        )
+        self._live.read(states, policies, asyncio.get_running_loop().time())
 
-    def _with_lingering(self, live: Associations) -> Associations:
-        """``live``, and the SAs that vanished less than LINGER_S ago and haven't come back."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        previous, self._live = self._live, {(sa.spi, sa.reqid): sa for sa in live}
-        for key, sa in previous.items():
-            if key not in self._live:
-                self._lingering[key] = (sa, now + LINGER_S)
-                loop.call_later(LINGER_S, self.trigger)
-        self._lingering = {
-            key: (sa, until)
-            for key, (sa, until) in self._lingering.items()
-            if key not in self._live and until > now
-        }
-        return live + tuple(sa for sa, _ in self._lingering.values())
+    def _drain(self) -> None:
+        """Take over what the kernel has told so far."""
+        if self._monitor is None:
+            return
+        now = asyncio.get_running_loop().time()
+        try:
+            while (notification := self._monitor.receive_now()) is not None:
+                if isinstance(notification, Mapping):
+                    self._mapped(notification)
+                else:
+                    self._live.notice(notification, now)
+        except XfrmError as error:
+            log.warning("listening to XFRM: %s", error)
+            self._live.stale = True
+
+    def _mapped(self, mapping: Mapping) -> None:
+        ids = self._live.peering_of(mapping.reqid)
+        if ids is not None and mapping.reqid in ids.tunnels and self._on_mapping is not None:
+            self._on_mapping(ids, OuterAddress(mapping.new_source, mapping.new_source_port))
 
     def _apply(self, operations: Sequence[Operation], done: list[Operation]) -> XfrmError | None:
-        """Apply in one batch. Returns a refusal that a fresh look may explain; raises others."""
+        """Apply in few batches. Returns a refusal that a fresh look may explain; raises others."""
+        race: XfrmError | None = None
+        for at in range(0, len(operations), _CHUNK):
+            chunk = operations[at : at + _CHUNK]
+            for operation, result in zip(chunk, self._write(chunk), strict=True):
+                error = result.error
+                if error is None:
+                    log.info("%s", operation)
+                    done.append(operation)
+                elif error.code in _RACES:
+                    race = error
+                else:
+                    raise KernelError(
+                        f"the kernel refused to {operation}: {error}",
+                        errno=error.code,
+                        hint="what was applied before it stands; the next run takes it from there",
+                    )
+            self._drain()
+        return race
+
+    def _write(self, operations: Sequence[Operation]) -> list[Result[Any]]:
         assert self._xfrm is not None, "open() comes first"
         results: list[Result[Any]] = []
         for moving, run in groupby(operations, lambda o: o.verb is Verb.MOVE_ASSOCIATION):
             if moving:
-                results += self._xfrm.move_states([self._move(o) for o in run])
+                results += self._xfrm.move_states([_move(o) for o in run])
             else:
                 results += self._xfrm.request_all([_request(o) for o in run])
-        race: XfrmError | None = None
-        for operation, result in zip(operations, results, strict=True):
-            error = result.error
-            if error is None:
-                log.info("%s", operation)
-                done.append(operation)
-            elif error.code in _RACES:
-                race = error
-            else:
-                raise KernelError(
-                    f"the kernel refused to {operation}: {error}",
-                    errno=error.code,
-                    hint="what was applied before it stands; the next run takes it from there",
-                )
-        return race
-
-    def _move(self, operation: Operation) -> Move:
-        """The SA as it is in the kernel now, to the place that it is to have."""
-        subject = operation.subject
-        assert isinstance(subject, SecurityAssociation), "only SAs move"
-        there = translate.state(subject)
-        here = translate.state(self._live[subject.spi, subject.reqid])
-        return Move(here.id, there.source, there.destination, there.encap, skip=MOVE_SKIP)
+        return results
 
 
-def _models(states: Sequence[State]) -> Associations:
-    models = (translate.state_back(state) for state in states)
-    return tuple(model for model in models if model is not None)
+def _move(operation: Operation) -> Move:
+    """The SA from where it is in the kernel now to the place that it is to have."""
+    before, after = operation.before, operation.subject
+    assert isinstance(before, SecurityAssociation), "only SAs move"
+    assert isinstance(after, SecurityAssociation), "only SAs move"
+    there = translate.state(after)
+    return Move(
+        translate.state(before).id, there.source, there.destination, there.encap, skip=MOVE_SKIP
+    )
 
 
 def _request(operation: Operation) -> Request[None]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address
+from dataclasses import astuple
+from ipaddress import IPv6Address, ip_network
 
 from dsmip_ipsec.ipsec import model
 from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6
 from dsmip_ipsec.xfrm import types as xfrm
-from dsmip_ipsec.xfrm.constants import Action, Direction, Mode, Protocol
+from dsmip_ipsec.xfrm.constants import Action, Direction, Mode, Protocol, StateFlag
 
 _DIRECTIONS = {
     model.Direction.IN: Direction.IN,
     model.Direction.OUT: Direction.OUT,
     model.Direction.FWD: Direction.FWD,
 }
+_NO_LIMITS = xfrm.Lifetime()
 _DIRECTIONS_BACK = {value: key for key, value in _DIRECTIONS.items()}
 _MODES = {model.Mode.TRANSPORT: Mode.TRANSPORT, model.Mode.TUNNEL: Mode.TUNNEL}
 _MODES_BACK = {value: key for key, value in _MODES.items()}
@@ -71,13 +73,15 @@ def _extension_template(value: model.ExtensionTemplate) -> xfrm.Template:
 
 
 def extension(value: model.ExtensionState) -> xfrm.State:
-    """Such a state has no SPI and no algorithms."""
+    """Such a state has no SPI and no algorithms, and a selector for every IPv6 packet."""
+    anywhere = ip_network("::/0")
     return xfrm.State(
         destination=value.destination,
         source=value.source,
         spi=0,
         protocol=_EXTENSIONS[value.extension],
         mode=Mode.ROUTE_OPTIMIZATION,
+        selector=xfrm.Selector(anywhere, anywhere),
         reqid=value.reqid,
         care_of_address=value.care_of_address,
     )
@@ -99,30 +103,25 @@ def extension_back(value: xfrm.State) -> model.ExtensionState | None:
     return model.ExtensionState(kind, source, destination, care_of, value.reqid)
 
 
+def policy_key(
+    value: xfrm.Policy | xfrm.PolicyId,
+) -> tuple[model.Direction, model.Selector] | None:
+    """What the model knows a kernel policy by; None for one that we could not have written."""
+    direction, inner = _DIRECTIONS_BACK.get(value.direction), _selector_back(value.selector)
+    return None if direction is None or inner is None else (direction, inner)
+
+
 def policy_back(value: xfrm.Policy) -> model.Policy | None:
     """The model of a kernel policy; None for one that we could not have written."""
-    direction = _DIRECTIONS_BACK.get(value.direction)
-    if direction is None:
-        return None
-    inner = _selector_back(value.selector)
-    if inner is None:
-        return None
+    key = policy_key(value)
     template = _template_back(value.templates[0], value.templates[1:]) if value.templates else None
-    if value.templates and template is None:
+    if key is None or (value.templates and template is None):
         return None
     blocks = value.action is Action.BLOCK
     if blocks == (template is not None):
         return None
-    try:
-        return model.Policy(
-            direction,
-            inner,
-            value.priority,
-            model.Action.BLOCK if blocks else model.Action.PROTECT,
-            template,
-        )
-    except ValueError:
-        return None
+    action = model.Action.BLOCK if blocks else model.Action.PROTECT
+    return model.Policy(*key, value.priority, action, template)
 
 
 def _selector_back(value: xfrm.Selector) -> model.Selector | None:
@@ -168,6 +167,20 @@ def _algorithm_back(value: xfrm.Algorithm | None) -> model.Algorithm | None:
     return model.Algorithm(value.name, model.SecretKey(value.key.reveal()), value.icv_bits)
 
 
+def _mark(value: model.Mark | None) -> xfrm.Mark | None:
+    return None if value is None else xfrm.Mark(value.value, value.mask)
+
+
+def _mark_back(value: xfrm.Mark | None) -> model.Mark | None:
+    return None if value is None else model.Mark(value.value, value.mask)
+
+
+def _lifetime_back(value: xfrm.Lifetime) -> model.Lifetime:
+    if value == _NO_LIMITS:
+        return model.UNLIMITED
+    return model.Lifetime(*astuple(value))
+
+
 def state(value: model.SecurityAssociation) -> xfrm.State:
     encapsulation = value.encapsulation
     return xfrm.State(
@@ -183,7 +196,11 @@ def state(value: model.SecurityAssociation) -> xfrm.State:
         encap=xfrm.Encap(encapsulation.source_port, encapsulation.destination_port)
         if encapsulation is not None
         else None,
+        flags=StateFlag.ESN if value.esn else StateFlag(0),
         replay=xfrm.Replay(window=value.replay_window),
+        lifetime=xfrm.Lifetime(*astuple(value.lifetime)),
+        mark=_mark(value.mark),
+        output_mark=_mark(value.output_mark),
     )
 
 
@@ -215,4 +232,8 @@ def state_back(value: xfrm.State) -> model.SecurityAssociation | None:
         if encap is not None
         else None,
         replay_window=value.replay.window,
+        esn=bool(value.flags & StateFlag.ESN),
+        lifetime=_lifetime_back(value.lifetime),
+        mark=_mark_back(value.mark),
+        output_mark=_mark_back(value.output_mark),
     )

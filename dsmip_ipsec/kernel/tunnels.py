@@ -34,6 +34,7 @@ _RT_TABLE_MAIN = 254
 _RACES = {errno.EEXIST, errno.ENODEV, errno.ESRCH, errno.ENOENT}
 _ATTEMPTS = 5
 _NOBODY = IPv6Address(0)
+_NOTHING = DesiredState()
 
 
 class PlainTunnels:
@@ -54,8 +55,13 @@ class PlainTunnels:
             await self.reconcile(DesiredState())
         except KernelError as error:
             log.error("tunnels are left behind: %s", error)
-        self._ipr.close()
-        self._ipr = None
+        self.leave()
+
+    def leave(self) -> None:
+        """Close, and leave everything as it is. Idempotent."""
+        if self._ipr is not None:
+            self._ipr.close()
+            self._ipr = None
 
     async def reconcile(self, wanted: DesiredState) -> tuple[Operation, ...]:
         """Make tunnels and routes those of ``wanted``; return what was done.
@@ -66,7 +72,7 @@ class PlainTunnels:
         done: list[Operation] = []
         refused: NetlinkError | None = None
         for _ in range(_ATTEMPTS):
-            operations = plan(await self._read(wanted), wanted.plain())
+            operations = plan(await self.read(wanted), wanted.plain())
             if not operations:
                 return tuple(done)
             for operation in operations:
@@ -89,8 +95,9 @@ class PlainTunnels:
             hint="another program changes the same interfaces; `ip monitor` shows which",
         )
 
-    async def _read(self, wanted: DesiredState) -> DesiredState:
-        """What is ours in the kernel. A tunnel in UDP exists when it is wanted."""
+    async def read(self, wanted: DesiredState = _NOTHING) -> DesiredState:
+        """What is ours in the kernel. A tunnel in UDP exists when it is wanted: ``wanted`` also
+        tells whose the routes into the TUN of those are."""
         tunnels: list[Tunnel] = []
         interfaces: dict[int, TunnelKey | None] = {}
         async for link in await self._ipr.get_links():

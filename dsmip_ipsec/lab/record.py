@@ -36,7 +36,7 @@ from pydantic_core import from_json
 
 from dsmip_ipsec.errors import ConfigError, LabError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Grows with every change of the fields below. A new field gets a default, so that older records
 stay readable; a removed field, or one with a new meaning, raises ``OLDEST_READABLE``, too."""
 
@@ -173,6 +173,27 @@ class Flow(_Model):
     def _adds_up(self) -> Self:
         if self.lost != self.sent - self.received:
             raise ValueError("lost must be sent less received")
+        return self
+
+
+class FlowTimeline(_Model):
+    """One probe flow over the whole run, in bins of equal length."""
+
+    node: str = Field(description="The mobile node at one end of the flow.")
+    family: Literal["ipv6", "ipv4"] = Field(description="Family of the home address in use.")
+    direction: Literal["up", "down"] = Field(description="As in a step's flow.")
+    start_s: Seconds = Field(description="Start of the first bin, counted from the run's.")
+    bin_ms: Annotated[float, Field(gt=0)] = Field(description="Length of a bin.")
+    sent: tuple[Count, ...] = Field(description="Probes sent in each bin.")
+    lost: tuple[Count, ...] = Field(description="Of these, those that never arrived.")
+    wait_ms: tuple[Milliseconds, ...] = Field(
+        description="Longest time between two arrivals of which the later is in the bin."
+    )
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if not len(self.sent) == len(self.lost) == len(self.wait_ms):
+            raise ValueError("sent, lost and wait_ms must be of the same length")
         return self
 
 
@@ -366,6 +387,9 @@ class RunRecord(_Model):
         default=(), description="Of the whole run, such as `nothing is left running`."
     )
     failure: Failure | None = Field(default=None, description="What ended the run early.")
+    timelines: tuple[FlowTimeline, ...] = Field(
+        default=(), description="All flows over the whole run (since version 2)."
+    )
     artefacts: Artefacts = Field(default=Artefacts(), description="Files of the run.")
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from dsmip_ipsec.lab.expectations import Observation, judge
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.spec import Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
+from dsmip_ipsec.lab.timeline import timeline
 
 # A step that isn't done by then has failed: a user hears of it within half a minute.
 STEP_S = 25.0
@@ -110,6 +111,7 @@ class Scenario:
             steps=steps,
             expectations=overall,
             failure=failure,
+            timelines=tuple(timeline(one, self._node, self._origin_ns) for one in series),
             artefacts=self._artefacts(),
         )
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from .. import toml_checks
 from ..errors import ConfigError
+from ..toml_lines import TomlLines
 from . import spec_checks
-from .spec_lines import TomlLines
 from .spec_models import (
     CorrespondentNode,
     Data,
@@ -46,6 +47,8 @@ __all__ = [
     "parse",
 ]
 
+KIND = toml_checks.Kind(Lab, "a lab file", "the labs in labs/")
+
 
 def load(path: Path | str) -> Lab:
     """Read and check a lab file.
@@ -78,10 +81,10 @@ def parse(text: str, path: Path | str = "") -> Lab:
         data = tomllib.loads(text)
         lines = TomlLines(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise spec_checks.syntax_error(error, text, path) from None
+        raise toml_checks.syntax_error(error, text, path, KIND) from None
     try:
         lab = Lab.model_validate(data)
     except ValidationError as error:
-        raise spec_checks.validation_error(error, Lab, data, lines, path) from None
+        raise toml_checks.validation_error(error, KIND, data, lines, path) from None
     spec_checks.check(lab, lines, path)
     return lab

@@ -1,28 +1,21 @@
-"""What is wrong with a lab file, in words that name the line.
+"""What doesn't fit together in a lab file: names and addresses, in words that name the line.
 
-Three kinds of mistake: text that isn't TOML, keys and values that the models refuse, and names
-and addresses that don't fit together.
+Text that isn't TOML, and keys and values that the models refuse, are judged by
+:mod:`dsmip_ipsec.toml_checks`.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-import re
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import get_args
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
-
-from ..errors import ConfigError
+from ..toml_checks import Problem, first_of
+from ..toml_lines import TomlLines
 from . import routes
-from .spec_lines import TomlLines, nearest_present
 from .spec_models import CorrespondentNode, HomeAgent, Lab, Link, MobileNode, Nat, Step, Verb
-
-Problem = tuple[tuple[str | int, ...], str, str]  # path in the file, reason, hint
 
 # Names that the kernel gives to interfaces of its own, or that /proc/sys gives a meaning.
 RESERVED_LINKS = frozenset({"lo", "all", "default"})
@@ -30,33 +23,6 @@ RESERVED_LINKS = frozenset({"lo", "all", "default"})
 RESERVED_LINK_PREFIXES = ("sit", "tunl", "ip6tnl", "gre", "dsmip")
 # The namespace that holds a lab's bridges.
 SWITCH_NODE = "switch"
-
-
-def syntax_error(error: Exception, text: str, path: Path | str) -> ConfigError:
-    """tomllib's complaint (``... (at line 3, column 7)``) as a :class:`ConfigError`."""
-    if isinstance(error, RecursionError):
-        return ConfigError("nested too deeply", path=path, hint="a lab file nests a few levels")
-    message = str(error)
-    place = re.search(r" \(at line (\d+), column \d+\)$", message)
-    line = int(place[1]) if place else text.count("\n") + 1
-    reason = message[: place.start()] if place else message.removesuffix(" (at end of document)")
-    return ConfigError(
-        f"not TOML: {reason[:1].lower()}{reason[1:]}",
-        path=path,
-        line=line,
-        hint="look at this line, and at the one before it for a missing quote, bracket or comma",
-    )
-
-
-def validation_error(
-    error: ValidationError,
-    model: type[BaseModel],
-    data: dict[str, Any],
-    lines: TomlLines,
-    path: Path | str,
-) -> ConfigError:
-    """pydantic's complaints as one :class:`ConfigError`, about the first of them in the file."""
-    return _error((_problem(e, model, data) for e in error.errors()), lines, path)
 
 
 def check(lab: Lab, lines: TomlLines, path: Path | str) -> None:
@@ -68,120 +34,7 @@ def check(lab: Lab, lines: TomlLines, path: Path | str) -> None:
     if not problems:  # these rest on the declared names being right
         problems = [*_check_prefixes(lab), *_check_flow(lab), *_check_steps(lab)]
     if problems:
-        raise _error(problems, lines, path)
-
-
-def _error(problems: Iterable[Problem], lines: TomlLines, path: Path | str) -> ConfigError:
-    # What is missing from the whole file has no line (0), and comes after what is wrong on one.
-    placed = sorted(
-        ((lines.line_of(loc), reason, hint) for loc, reason, hint in problems),
-        key=lambda problem: (problem[0] == 0, problem),
-    )
-    line, reason, hint = placed[0]
-    if len(placed) > 1:
-        others = "; ".join(
-            f"line {other}: {text}" if other else text for other, text, _ in placed[1:6]
-        )
-        hint = f"{hint}; then see {others}" if hint else f"then see {others}"
-    return ConfigError(reason, path=path, line=line, hint=hint)
-
-
-# Keys and values -----------------------------------------------------------------------------
-
-
-def _problem(error: ErrorDetails, model: type[BaseModel], data: dict[str, Any]) -> Problem:
-    loc = nearest_present(data, error["loc"])
-    table, key = _table(loc[:-1]), loc[-1] if loc else ""
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        known = sorted(_keys(model, error["loc"][:-1]))
-        close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        return loc, f"unknown key '{key}' in {table}", f"{hint}known keys: {', '.join(known)}"
-    if kind == "missing":
-        return loc, f"{table} lacks the key '{key}'", f"add '{key}'"
-    if kind == "union_tag_not_found":
-        return loc, f"{_table(loc)} lacks the key 'role'", f"roles: {_roles(error)}"
-    if kind == "union_tag_invalid":
-        role = str(error.get("ctx", {}).get("tag", ""))
-        close = difflib.get_close_matches(role, _roles(error).split(", "), n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        return (*loc, "role"), f"{_table(loc)} has no known role", f"{hint}roles: {_roles(error)}"
-    if kind == "string_pattern_mismatch":
-        pattern = error.get("ctx", {}).get("pattern", "")
-        what = f"the name '{error['input']}'"
-        return loc, f"{what} should match {pattern}", "use lower-case letters, digits and hyphens"
-    reason = re.sub(r"^(Value error|Assertion failed), ", "", error["msg"])
-    reason = reason.replace("Input should", "should")
-    shown = error["input"]
-    seen = f", not {json.dumps(shown)}" if isinstance(shown, str | int | float) else ""
-    reason = reason.replace("should be True", "should be true")
-    what = _dotted(loc) or "the file"
-    return loc, f"{what} {reason[:1].lower()}{reason[1:]}{seen}", "compare the labs in labs/"
-
-
-def _roles(error: ErrorDetails) -> str:
-    expected = str(error.get("ctx", {}).get("expected_tags", ""))
-    if not expected:
-        expected = "'mobile_node', 'home_agent', 'correspondent_node', 'router', 'nat'"
-    return expected.replace("'", "")
-
-
-def _dotted(loc: tuple[str | int, ...]) -> str:
-    """A path for people: ``links.home.delay_ms``, ``steps[2].expect`` (the second step)."""
-    text = "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in loc)
-    return text.lstrip(".")
-
-
-def _table(loc: tuple[str | int, ...]) -> str:
-    """A table's path as its header says it: ``[links.home]``."""
-    if not loc:
-        return "the file"
-    return _dotted(loc) if any(isinstance(part, int) for part in loc) else f"[{_dotted(loc)}]"
-
-
-def _keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> set[str]:
-    """The keys that the table at pydantic's ``loc`` may have, from the models' own annotations."""
-    annotation: Any = model
-    for part in loc:
-        annotation = _descend(annotation, part)
-    return {key for candidate in _models(annotation) for key in candidate.model_fields}
-
-
-def _descend(annotation: Any, part: str | int) -> Any:
-    for candidate in _models(annotation):
-        if part in candidate.model_fields:
-            return candidate.model_fields[str(part)].annotation
-        role = candidate.model_fields.get("role")
-        if role is not None and part in get_args(role.annotation):
-            return candidate  # a discriminated union's tag
-    for inner in _unwrapped(annotation):
-        if get_origin(inner) in (dict, tuple, list):
-            arguments = get_args(inner)
-            return arguments[1] if get_origin(inner) is dict else arguments[0]
-    return None
-
-
-def _unwrapped(annotation: Any) -> Iterator[Any]:
-    """The alternatives of an annotation, without Annotated and Union around them."""
-    if getattr(annotation, "__metadata__", None) is not None:
-        yield from _unwrapped(get_args(annotation)[0])
-    elif get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
-        for argument in get_args(annotation):
-            yield from _unwrapped(argument)
-    else:
-        yield annotation
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    return [
-        inner
-        for inner in _unwrapped(annotation)
-        if isinstance(inner, type) and issubclass(inner, BaseModel)
-    ]
-
-
-# Names and addresses that must fit together ----------------------------------------------------
+        raise first_of(problems, lines, path)
 
 
 def _unknown(what: str, name: str, declared: Iterable[str]) -> tuple[str, str]:

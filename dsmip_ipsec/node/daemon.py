@@ -23,6 +23,7 @@ from dsmip_ipsec.mobility.types import (
     ChangeReason,
     Event,
     MobilityPacket,
+    OuterAddress,
     Output,
     SendMobility,
 )
@@ -71,10 +72,10 @@ class EngineDaemon(ABC):
                 on_message=self._on_message,
                 kernel_headers=kernel_headers,
             )
-            self._reconciler = Reconciler(self._desired, reqids)
+            self._reconciler = Reconciler(self._desired, reqids, self._esp_heard)
         else:
             self._path = userspace.path(self._accepts, self._on_message, self._on_mapping)
-            self._reconciler = userspace.reconciler(self._desired)
+            self._reconciler = userspace.reconciler(self._desired, reqids)
             commands = {**commands, "ipsec": userspace.describe}
         self._routing = Routing()
         self._timer = DeadlineTimer(engine.next_deadline, self._expire)
@@ -112,8 +113,8 @@ class EngineDaemon(ABC):
         """The role's own addresses and sockets, before commands are taken."""
 
     @abstractmethod
-    def _desired(self, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
-        """What this end must have, for the reconciler."""
+    def _desired(self, peering: Reqids, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
+        """What this end must have for ``peering``, for the reconciler."""
 
     @abstractmethod
     def _accepts(self, source: IPv6Address, destination: IPv6Address) -> bool:
@@ -137,6 +138,14 @@ class EngineDaemon(ABC):
     def _on_mapping(self, mapping: PeerMapping) -> None:
         """User-space IPsec only: a peer's ESP comes from elsewhere now."""
         log.info("ESP of spi 0x%08x comes from %s now", mapping.key[1], mapping.source)
+
+    def _esp_heard(self, peering: Reqids, source: OuterAddress) -> None:
+        """The peer's ESP comes from elsewhere than the SA says."""
+        log.info("ESP of reqid %d comes from %s", peering.data, source)
+
+    def _concerned(self, change: BindingChanged) -> tuple[Reqids, ...]:
+        """The peerings to reconcile for a changed binding; none: all."""
+        return ()
 
     @abstractmethod
     def _describe(self) -> dict[str, Any]:
@@ -162,7 +171,7 @@ class EngineDaemon(ABC):
                 # A mere refresh leaves IPsec as it is, and comes often: no line for it, either.
                 if output.reason is not ChangeReason.REFRESHED:
                     log.info("binding %s: %s", output.reason, output.new or output.old)
-                    self._reconciler.trigger()
+                    self._reconciler.trigger(*self._concerned(output))
             elif isinstance(output, Event):
                 log.info("%s %s %s", output.kind, output.home_address or "", dict(output.detail))
             else:

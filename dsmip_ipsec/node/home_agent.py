@@ -12,7 +12,7 @@ from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import Address, SecurityAssociation
-from dsmip_ipsec.ipsec.peering import Peering
+from dsmip_ipsec.ipsec.peering import Peering, Reqids
 from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.mobility.home_agent import HomeAgent
 from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig as EngineConfig
@@ -49,7 +49,10 @@ class HomeAgentDaemon(EngineDaemon):
                 home_agent_address=config.home_agent.home_agent,
                 home_agent_ipv4=config.home_agent.home_agent_ipv4,
                 subscribers={
-                    peering.home_address: Subscriber(ipv4_home_address=_interface(peering))
+                    peering.home_address: Subscriber(
+                        ipv4_home_address=_interface(peering),
+                        mobile_network_prefixes=peering.mobile_network_prefixes,
+                    )
                     for peering in self._peerings.values()
                 },
                 max_lifetime=config.max_lifetime_s,
@@ -68,14 +71,14 @@ class HomeAgentDaemon(EngineDaemon):
             ),
         )
         self._bindings: dict[IPv6Address, Binding] = {}
-        reqids = tuple(peering.reqids for peering in self._peerings.values())
+        self._by_reqids = {peering.reqids: peering for peering in self._peerings.values()}
         self._esp_care_of: dict[IPv6Address, OuterAddress] = {}
         self._userspace = config.ipsec == "userspace"
         self._delivering = asyncio.Lock()
         agent = config.home_agent
         super().__init__(
             self._engine,
-            reqids,
+            tuple(self._by_reqids),
             config.control_socket,
             {},
             userspace=UserspaceIpsec(
@@ -92,7 +95,9 @@ class HomeAgentDaemon(EngineDaemon):
             else None,
             kernel_headers=native,
         )
-        self._negotiable = {reqid for ids in reqids for reqid in (ids.signalling, ids.data)}
+        self._negotiable = {
+            reqid for ids in self._by_reqids for reqid in (ids.signalling, ids.data)
+        }
         self._watch: CharonWatch | None = None
         if config.ike.vici_socket is not None:
             self._watch = CharonWatch(
@@ -120,24 +125,23 @@ class HomeAgentDaemon(EngineDaemon):
             )
             self._watch.start()
 
-    def _desired(self, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
+    def _desired(self, ids: Reqids, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
+        peering = self._by_reqids[ids]
         associations = list(negotiated)
         retired = self._watch.retired if self._watch is not None else frozenset()
-        state = DesiredState()
-        for peering in self._peerings.values():
-            mine = [sa for sa in associations if sa.reqid in peering.reqids]
-            signalling = any(
-                sa.reqid == peering.reqids.signalling and sa.spi not in retired for sa in mine
-            )
-            state += desired(
-                peering,
-                active=signalling,
-                binding=self._bindings.get(peering.home_address),
-                negotiated=mine,
-                esp_care_of=self._esp_care_of.get(peering.home_address),
-                retired=retired,
-            )
-        return state
+        return desired(
+            peering,
+            active=True,  # before IKE has an SA for them, BU and BA are blocked
+            binding=self._bindings.get(peering.home_address),
+            negotiated=associations,
+            esp_care_of=self._esp_care_of.get(peering.home_address),
+            retired=retired,
+        )
+
+    def _concerned(self, change: BindingChanged) -> tuple[Reqids, ...]:
+        binding = change.new or change.old
+        peering = self._peerings.get(binding.home_address) if binding is not None else None
+        return (peering.reqids,) if peering is not None else ()
 
     def _accepts(self, source: IPv6Address, destination: IPv6Address) -> bool:
         return destination == self._config.home_agent.home_agent and source in self._peerings
@@ -181,12 +185,17 @@ class HomeAgentDaemon(EngineDaemon):
         """RFC 5555 §5.1: ESP's care-of address is learnt from ESP."""
         _, spi = mapping.key
         reqid = next((sa.reqid for sa in self._reconciler.associations if sa.spi == spi), None)
-        for peering in self._peerings.values():
-            if reqid == peering.reqids.data and mapping.port is not None:
-                outer = OuterAddress(mapping.source, mapping.port)
-                log.info("ESP of %s comes from %s", peering.home_address, outer)
-                self._esp_care_of[peering.home_address] = outer
-                self._reconciler.trigger()
+        ids = next((ids for ids in self._by_reqids if ids.data == reqid), None)
+        if ids is not None and mapping.port is not None:
+            self._esp_heard(ids, OuterAddress(mapping.source, mapping.port))
+
+    def _esp_heard(self, peering: Reqids, source: OuterAddress) -> None:
+        home_address = self._by_reqids[peering].home_address
+        # The kernel says it with every packet until the SA has moved.
+        if self._esp_care_of.get(home_address) != source:
+            log.info("ESP of %s comes from %s", home_address, source)
+            self._esp_care_of[home_address] = source
+            self._reconciler.trigger(peering)
 
     def _describe(self) -> dict[str, Any]:
         return {"bindings": [binding_dict(binding) for binding in self._bindings.values()]}

@@ -9,6 +9,7 @@ from typing import Any
 
 from dsmip_ipsec.ipsec.desired import DesiredState
 from dsmip_ipsec.ipsec.model import Address, SecurityAssociation
+from dsmip_ipsec.ipsec.peering import Reqids
 from dsmip_ipsec.mobility.types import MobilityPacket
 from dsmip_ipsec.node.userspace_path import UserspacePath
 from dsmip_ipsec.userspace.engine import Engine
@@ -45,9 +46,11 @@ class UserspaceIpsec:
         )
 
     def reconciler(
-        self, wanted: Callable[[Sequence[SecurityAssociation]], DesiredState]
+        self,
+        desired: Callable[[Reqids, Sequence[SecurityAssociation]], DesiredState],
+        reqids: tuple[Reqids, ...],
     ) -> UserspaceReconciler:
-        return UserspaceReconciler(self.engine, wanted, self._configured)
+        return UserspaceReconciler(self.engine, desired, reqids, self._configured)
 
     async def describe(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """SAs and policies as the control socket tells them: no keys."""

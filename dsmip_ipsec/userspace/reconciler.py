@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from dsmip_ipsec.ipsec.desired import PRIORITY_BAND, DesiredState
 from dsmip_ipsec.ipsec.model import SecurityAssociation
+from dsmip_ipsec.ipsec.peering import Reqids
 from dsmip_ipsec.ipsec.plan import Operation, plan
 from dsmip_ipsec.userspace.engine import Engine
 
@@ -23,7 +25,7 @@ Associations = tuple[SecurityAssociation, ...]
 
 
 class UserspaceReconciler:
-    """Keeps ``engine`` as ``wanted`` says; the interface is that of
+    """Keeps ``engine`` as ``desired`` says; the interface is that of
     :class:`dsmip_ipsec.kernel.reconciler.Reconciler`.
 
     ``configured`` are the SAs of the configuration. ``failed`` never returns: an operation on the
@@ -33,11 +35,13 @@ class UserspaceReconciler:
     def __init__(
         self,
         engine: Engine,
-        wanted: Callable[[Sequence[SecurityAssociation]], DesiredState],
+        desired: Callable[[Reqids, Sequence[SecurityAssociation]], DesiredState],
+        reqids: tuple[Reqids, ...],
         configured: Associations,
     ) -> None:
         self._engine = engine
-        self._wanted = wanted
+        self._desired = desired
+        self._reqids = reqids
         self._configured = configured
         self._open = False
         self._scheduled = False
@@ -65,13 +69,14 @@ class UserspaceReconciler:
         """Wait for ever (see the class)."""
         await asyncio.get_running_loop().create_future()
 
-    def trigger(self) -> None:
-        """Reconcile soon: once, however often this is called before."""
+    def trigger(self, *peerings: Reqids) -> None:
+        """Reconcile soon: once, however often this is called before. It is cheap enough here to
+        be done for all peerings."""
         if self._open and not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._background)
 
-    async def reconcile(self, *, settled: bool = False) -> tuple[Operation, ...]:
+    async def reconcile(self, *peerings: Reqids, settled: bool = False) -> tuple[Operation, ...]:
         """Reconcile now; return what was done. Raises EspError."""
         return self._converge()
 
@@ -89,7 +94,11 @@ class UserspaceReconciler:
         current = DesiredState(
             tuple(p for p in self._engine.policies if p.priority in PRIORITY_BAND), (), present
         )
-        operations = plan(current, self._wanted(present))
+        wanted = DesiredState()
+        for ids in self._reqids:
+            wanted += self._desired(ids, [sa for sa in present if sa.reqid in ids]).ipsec()
+        # Mobile IPv6's extension headers are a kernel's business.
+        operations = plan(current, replace(wanted, extensions=()))
         for operation in operations:
             log.info("%s", operation)
         self._engine.apply(operations)

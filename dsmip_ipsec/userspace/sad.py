@@ -48,6 +48,7 @@ class AssociationDatabase:
     def add(self, association: SecurityAssociation, *, esn: bool = False) -> None:
         """Raises AssociationExists, AlgorithmError (also for an SA without integrity: RFC 4303
         has none for the careful), EspError for an impossible replay window."""
+        esn = esn or association.esn
         if association.key in self._entries:
             raise AssociationExists(
                 f"an SA to {association.destination} exists already",

@@ -21,8 +21,14 @@ from scapy.layers.ipsec import ESP
 from scapy.layers.ipsec import SecurityAssociation as ScapySa
 from xfrm_netns import ip
 
+from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.lab.deploy import reqids
-from dsmip_ipsec.node.config import HomeAgentConfig, HomeAgentSection, PeerSection
+from dsmip_ipsec.node.config import (
+    HomeAgentConfig,
+    HomeAgentIkeSection,
+    HomeAgentSection,
+    PeerSection,
+)
 from dsmip_ipsec.node.home_agent import HomeAgentDaemon
 from dsmip_ipsec.xfrm.constants import Mode
 from dsmip_ipsec.xfrm.socket import XfrmSocket
@@ -31,6 +37,8 @@ from dsmip_ipsec.xfrm.types import Algorithm, Encap, Key, Replay, State
 AGENT = IPv6Address("2001:db8:100::1")
 AGENT4 = IPv4Address("192.0.2.1")
 PORT = 4191
+# Added to the SPIs of signalling for those of payload.
+DATA_SPIS = 0x10000
 
 
 class MobileNode:
@@ -60,22 +68,28 @@ class MobileNode:
     def port(self) -> int:
         return int(self.socket.getsockname()[1])
 
-    def states(self) -> list[State]:
-        """What charon installs at the home agent behind a NAT: tunnel mode, ESP in UDP."""
+    def states(self, *, data: bool = False) -> list[State]:
+        """What charon installs at the home agent behind a NAT: tunnel mode, ESP in UDP.
+        ``data``: the SAs for payload as well."""
+        ids, up, down = self.ids, self.spi_up, self.spi_down
+        pairs = [(ids.signalling, up, down)]
+        if data:
+            pairs.append((ids.data, DATA_SPIS + up, DATA_SPIS + down))
         return [
             State(
                 destination=destination,
                 source=source,
                 spi=spi,
                 mode=Mode.TUNNEL,
-                reqid=self.ids.signalling,
+                reqid=reqid,
                 aead=Algorithm("rfc4106(gcm(aes))", Key(key), 128),
                 encap=Encap(4500, 4500),
                 replay=Replay(window=64),
             )
+            for reqid, spi_up, spi_down in pairs
             for source, destination, spi, key in (
-                (self.v4addr, AGENT4, self.spi_up, self.key_up),
-                (AGENT4, self.v4addr, self.spi_down, self.key_down),
+                (self.v4addr, AGENT4, spi_up, self.key_up),
+                (AGENT4, self.v4addr, spi_down, self.key_down),
             )
         ]
 
@@ -134,13 +148,17 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def home_agent(directory: Path, count: int = 1) -> AsyncIterator[Bench]:
-    """A home agent for ``count`` mobile nodes whose signalling SAs are up."""
+async def home_agent(
+    directory: Path, count: int = 1, *, mode: MobilityMode = MobilityMode.MOBIKE, data: bool = False
+) -> AsyncIterator[Bench]:
+    """A home agent for ``count`` mobile nodes whose signalling SAs are up; with ``data``, those
+    for payload too."""
     for address in (f"{AGENT}/128", f"{AGENT4}/32", *(f"192.0.2.{10 + i}/32" for i in range(3))):
         ip(f"addr add {address} dev lo" + (" nodad" if ":" in address else ""))
     nodes = [MobileNode(index) for index in range(count)]
     config = HomeAgentConfig(
         control_socket=directory / "ha.sock",
+        ike=HomeAgentIkeSection(mobility_mode=mode),
         home_agent=HomeAgentSection(home_agent=AGENT, home_agent_ipv4=AGENT4),
         mobile_nodes=tuple(
             PeerSection(
@@ -155,7 +173,7 @@ async def home_agent(directory: Path, count: int = 1) -> AsyncIterator[Bench]:
     daemon = HomeAgentDaemon(config)
     with XfrmSocket() as xfrm:
         for node in nodes:
-            for state in node.states():
+            for state in node.states(data=data):
                 xfrm.add_state(state)
     await daemon.start()
     try:

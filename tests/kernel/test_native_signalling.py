@@ -74,7 +74,7 @@ class End:
         self.mobility.close()
         self.xfrm.close()
 
-    def _desired(self, negotiated: Any) -> DesiredState:
+    def _desired(self, _: Reqids, negotiated: Any) -> DesiredState:
         return desired(
             peering(self.role), active=True, binding=None, negotiated=negotiated,
             signalling_care_of=self.signalling_care_of,

@@ -17,7 +17,8 @@ from dsmip_ipsec.ipsec.model import SecurityAssociation
 from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
 from dsmip_ipsec.ipsec.plan import plan
 from dsmip_ipsec.kernel import translate
-from dsmip_ipsec.kernel.reconciler import LINGER_S, Reconciler, _request
+from dsmip_ipsec.kernel.live_state import LINGER_S
+from dsmip_ipsec.kernel.reconciler import Reconciler, _request
 from dsmip_ipsec.mobility.types import Binding, OuterAddress
 from dsmip_ipsec.xfrm import requests as verbs
 from dsmip_ipsec.xfrm.constants import Mode, Protocol
@@ -78,7 +79,7 @@ class Bench:
     def new(self) -> Reconciler:
         return Reconciler(self.wanted, (IDS,))
 
-    def wanted(self, negotiated: Sequence[SecurityAssociation]) -> DesiredState:
+    def wanted(self, _: Reqids, negotiated: Sequence[SecurityAssociation]) -> DesiredState:
         signalling = any(sa.reqid == IDS.signalling for sa in negotiated)
         return desired(HA, active=signalling, binding=self.binding, negotiated=negotiated)
 
@@ -234,7 +235,7 @@ async def test_after_a_crash_between_any_two_operations_the_next_run_converges(
     bench.install(charon_states(NAT))
     found = [translate.state_back(s) for s in bench.xfrm.dump_states()]
     negotiated = [sa for sa in found if sa is not None]
-    operations = plan(DesiredState(), bench.wanted(negotiated))
+    operations = plan(DesiredState(), bench.wanted(IDS, negotiated))
     assert len(operations) == 17
     complete: list[str] | None = None
     for count in range(len(operations) + 1):
@@ -307,7 +308,7 @@ class Moving(Bench):
     def go(self, place: str) -> None:
         self.binding, self.esp_care_of = PLACES[place]
 
-    def wanted(self, negotiated: Sequence[SecurityAssociation]) -> DesiredState:
+    def wanted(self, _: Reqids, negotiated: Sequence[SecurityAssociation]) -> DesiredState:
         return desired(
             replace(HA, moves_associations=True),
             active=True,

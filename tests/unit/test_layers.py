@@ -15,6 +15,8 @@ PACKAGE = Path(dsmip_ipsec.__file__).parent
 ORDER = [
     "errors",
     "resources",
+    "toml_lines",
+    "toml_checks",
     "wire",
     "mobility",
     "ipsec",

@@ -10,6 +10,7 @@ import pytest
 
 from dsmip_ipsec.errors import LabError
 from dsmip_ipsec.lab.flow import FlowSpec, NodeLog, Series, analyse, flows, merge
+from dsmip_ipsec.lab.timeline import timeline
 
 MS = 1_000_000
 START = 5_000 * MS
@@ -193,3 +194,28 @@ def test_broken_result_files(tmp_path: Path, text: str) -> None:
         NodeLog.load(tmp_path / "result")
     with pytest.raises(LabError, match="no flow results"):
         NodeLog.load(tmp_path / "absent")
+
+
+# Over the whole run ------------------------------------------------------------------------------
+
+
+def test_a_timeline_shows_losses_and_waits_when_they_were() -> None:
+    """A second of probes, of which 50 to 59 are lost: sent at 250 to 295 ms."""
+    found = timeline(series(200, lost=set(range(50, 60))), "mn", START - 1000 * MS)
+    assert (found.start_s, found.bin_ms) == (1.0, 100)
+    assert found.sent == (20,) * 10 + (0,)
+    assert found.lost == (0, 0, 10, *(0,) * 8)
+    # The next arrives at 300 + 20 ms, 55 ms after the one before.
+    assert found.wait_ms == (5.0, 5.0, 5.0, 55.0, *(5.0,) * 7)
+
+
+def test_a_timeline_of_nothing() -> None:
+    assert timeline(series(0), "mn", START).sent == ()
+    found = timeline(series(20, lost=set(range(20))), "mn", START)
+    assert (found.sent, found.lost, found.wait_ms) == ((20,), (20,), (0.0,))
+
+
+def test_a_timeline_counts_a_probe_once() -> None:
+    one = series(20)
+    twice = Series(SPEC, one.sent, tuple(sorted([*one.received] * 2, key=lambda p: p[2])))
+    assert timeline(twice, "mn", START) == timeline(one, "mn", START)

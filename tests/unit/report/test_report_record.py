@@ -35,7 +35,7 @@ def test_json_is_what_the_documentation_says(tmp_path: Path) -> None:
     """Read by the plain json module, as somebody else's tool would."""
     samples.record().write(tmp_path / "record.json")
     data = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
-    assert data["schema_version"] == 1
+    assert data["schema_version"] == SCHEMA_VERSION
     assert data["verdict"] == "passed"
     assert data["started"] == "2025-03-01T12:00:00Z"
     assert data["kernel"]["kind"] == "uml"

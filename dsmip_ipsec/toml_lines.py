@@ -1,4 +1,4 @@
-"""Where in a TOML file a value stands: the line numbers behind a lab file's error messages.
+"""Where in a TOML file a value stands: the line numbers behind error messages.
 
 :mod:`tomllib` gives values without positions. This walks the same text once more, after tomllib
 has accepted it, and therefore only has to find the ends of things, never to judge them.

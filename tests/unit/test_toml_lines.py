@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dsmip_ipsec.lab.spec_lines import TomlLines, nearest_present
+from dsmip_ipsec.toml_lines import TomlLines, nearest_present
 
 # Every value that is an integer is the number of its own line.
 DOCUMENT = '''\

@@ -1,0 +1,279 @@
+"""What the kernel has of our peerings, kept current by the kernel's own notifications.
+
+One feeder: a change is believed when the kernel tells of it, never because we asked for it. It
+queues the notification of a change before the call that asked for it returns, so reading them
+after each write gives the kernel's order, whoever else writes. What notifications can't tell
+(some were lost, a flush, a MIGRATE) is ``stale`` until the next full read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv6Address
+
+from dsmip_ipsec.ipsec.desired import PRIORITY_BAND, DesiredState
+from dsmip_ipsec.ipsec.model import (
+    Address,
+    Direction,
+    Extension,
+    ExtensionState,
+    Policy,
+    SecurityAssociation,
+    Selector,
+)
+from dsmip_ipsec.ipsec.peering import Reqids
+from dsmip_ipsec.kernel import translate
+from dsmip_ipsec.xfrm import notifications as told
+from dsmip_ipsec.xfrm.constants import Message, PolicyType
+from dsmip_ipsec.xfrm.types import Policy as KernelPolicy
+from dsmip_ipsec.xfrm.types import PolicyId, State, StateId
+
+# How long an SA that IKE deleted counts as being moved. charon needs some milliseconds.
+LINGER_S = 0.3
+
+PolicyKey = tuple[Direction, Selector]
+_ExtensionKey = tuple[Extension, IPv6Address, IPv6Address]
+_CHANGING = {
+    Message.NEWSA,
+    Message.UPDSA,
+    Message.DELSA,
+    Message.EXPIRE,
+    Message.NEWPOLICY,
+    Message.UPDPOLICY,
+    Message.DELPOLICY,
+}
+
+
+class LivePeering:
+    """The SAs of one peering, each in the order in which the kernel got them."""
+
+    __slots__ = (
+        "extensions",
+        "lingering",
+        "mirrors",
+        "negotiated",
+        "placed",
+        "wanted_extensions",
+        "wanted_mirrors",
+        "wanted_policies",
+    )
+
+    def __init__(self) -> None:
+        self.negotiated: dict[tuple[Address, int], SecurityAssociation] = {}
+        self.mirrors: dict[tuple[Address, int], SecurityAssociation] = {}
+        self.extensions: dict[_ExtensionKey, ExtensionState] = {}
+        # By SPI and reqid: an SA that comes back may have another destination.
+        self.lingering: dict[tuple[int, int], tuple[SecurityAssociation, float]] = {}
+        # What was wanted when this peering was last reconciled: nothing to do about those.
+        self.placed: dict[tuple[int, int], SecurityAssociation] = {}
+        self.wanted_mirrors: dict[tuple[Address, int], SecurityAssociation] = {}
+        self.wanted_extensions: dict[_ExtensionKey, ExtensionState] = {}
+        self.wanted_policies: dict[PolicyKey, Policy] = {}
+
+    def associations(self) -> tuple[SecurityAssociation, ...]:
+        """Those of IKE, newest first; last, those that it deleted a moment ago."""
+        newest_first = tuple(reversed(self.negotiated.values()))
+        if not self.lingering:
+            return newest_first
+        return newest_first + tuple(sa for sa, _ in self.lingering.values())
+
+
+class LiveState:
+    """SAs and policies of ``peerings``; ``dirty`` are the peerings that changed since it was
+    last emptied, ``strays`` the policies in our priority band that no peering wants."""
+
+    def __init__(self, peerings: Iterable[Reqids], vanished: Callable[[Reqids], None]) -> None:
+        """``vanished`` is told when an SA of IKE is gone and LINGER_S begins."""
+        self.peerings = {ids: LivePeering() for ids in peerings}
+        self.policies: dict[PolicyKey, Policy] = {}
+        self.strays: set[PolicyKey] = set()
+        self.dirty: set[Reqids] = set()
+        self.stale = True
+        self._owners: dict[PolicyKey, Reqids] = {}
+        self._by_reqid = {
+            reqid: ids for ids in self.peerings for reqid in (ids.mirror, *ids.negotiated)
+        }
+        self._vanished = vanished
+
+    def peering_of(self, reqid: int) -> Reqids | None:
+        """Whose SA this is; None: not one of ours."""
+        return self._by_reqid.get(reqid)
+
+    def current(self, peerings: Iterable[Reqids], wanted: Iterable[Policy]) -> DesiredState:
+        """What the kernel has of ``peerings``: of policies those that are ``wanted``, and strays
+        (among them those that :meth:`want` has just made so)."""
+        mirrors: list[SecurityAssociation] = []
+        negotiated: list[SecurityAssociation] = []
+        extensions: list[ExtensionState] = []
+        for ids in peerings:
+            live = self.peerings[ids]
+            mirrors += live.mirrors.values()
+            negotiated += live.negotiated.values()
+            extensions += live.extensions.values()
+        have = self.policies
+        keys = [policy.key for policy in wanted] + list(self.strays)
+        policies = [have[key] for key in keys if key in have]
+        return DesiredState(
+            tuple(policies),
+            tuple(mirrors),
+            tuple(negotiated),
+            tuple(extensions),
+            tuple(negotiated),
+        )
+
+    def want(self, ids: Reqids, state: DesiredState) -> None:
+        """From now on ``state`` is what the peering wants: the kernel's saying so is no news."""
+        live = self.peerings[ids]
+        live.placed = {(sa.spi, sa.reqid): sa for sa in state.placed}
+        live.wanted_mirrors = {sa.key: sa for sa in state.associations}
+        live.wanted_extensions = {extension.key: extension for extension in state.extensions}
+        before, live.wanted_policies = live.wanted_policies, {p.key: p for p in state.policies}
+        for key in before.keys() - live.wanted_policies.keys():
+            if self._owners.get(key) == ids:
+                del self._owners[key]
+                if key in self.policies:
+                    self.strays.add(key)
+        for key in live.wanted_policies.keys() - before.keys():
+            self._owners[key] = ids
+            self.strays.discard(key)
+
+    def forget_vanished(self, now: float | None = None) -> None:
+        """Drop what has lingered until ``now`` (None: all)."""
+        for live in self.peerings.values() if now is None else self._dirty_peerings():
+            if live.lingering:
+                live.lingering = {
+                    key: (sa, until)
+                    for key, (sa, until) in live.lingering.items()
+                    if now is not None and until > now
+                }
+
+    def _dirty_peerings(self) -> list[LivePeering]:
+        return [self.peerings[ids] for ids in self.dirty]
+
+    # What the kernel says -----------------------------------------------------------------------
+
+    def read(self, states: Iterable[State], policies: Iterable[KernelPolicy], now: float) -> None:
+        """Take over dumps (states newest first, as the kernel lists them). Everything is dirty."""
+        before = {ids: live.negotiated for ids, live in self.peerings.items()}
+        for live in self.peerings.values():
+            live.negotiated, live.mirrors, live.extensions = {}, {}, {}
+        for state in reversed(list(states)):
+            self._put_state(state)
+        for ids, associations in before.items():
+            for sa in associations.values():
+                self._linger(ids, sa, now)
+        known, self.policies, self.strays = self.policies, {}, set()
+        for policy in policies:
+            self._put_policy(policy, known)
+        self.dirty.update(self.peerings)
+        self.stale = False
+
+    def notice(self, notification: told.Notification, now: float) -> None:
+        """Take over one notification. Those of no concern are ignored."""
+        match notification:
+            case told.StateAdded(state) | told.StateUpdated(state):
+                self._put_state(state)
+            case told.StateDeleted(state_id, state):
+                self._drop_state(state_id, state, now)
+            case told.Expire(state, True):
+                # A hard lifetime ends an SA without the notification of a deletion.
+                self._drop_state(state.id, state, now)
+            case told.PolicyAdded(policy) | told.PolicyUpdated(policy):
+                self._put_policy(policy, self.policies)
+            case told.PolicyDeleted(policy_id, policy):
+                self._drop_policy(policy or policy_id)
+            case told.PolicyExpire(policy, True):
+                self._drop_policy(policy)
+            case told.StatesFlushed() | told.PoliciesFlushed() | told.Migrated() | told.Overrun():
+                self.stale = True
+            case told.Undecodable(message, _) if message in _CHANGING:
+                self.stale = True
+            case _:
+                pass
+
+    def _put_state(self, state: State) -> None:
+        ids = self._by_reqid.get(state.reqid)
+        if ids is None:
+            return
+        live = self.peerings[ids]
+        extension = translate.extension_back(state)
+        if extension is not None and state.reqid == ids.mirror:
+            live.extensions[extension.key] = extension
+            if live.wanted_extensions.get(extension.key) != extension:
+                self.dirty.add(ids)
+            return
+        sa = translate.state_back(state)
+        if sa is None:
+            return
+        if state.reqid == ids.mirror:
+            live.mirrors[sa.key] = sa
+            if live.wanted_mirrors.get(sa.key) != sa:
+                self.dirty.add(ids)
+            return
+        live.lingering.pop((sa.spi, sa.reqid), None)
+        known = live.negotiated.get(sa.key)
+        live.negotiated[sa.key] = sa
+        if known != sa and live.placed.get((sa.spi, sa.reqid)) != sa:
+            self.dirty.add(ids)
+
+    def _drop_state(self, state_id: StateId, state: State | None, now: float) -> None:
+        if state is None:
+            self.stale = True  # nothing says whose it was
+            return
+        ids = self._by_reqid.get(state.reqid)
+        if ids is None:
+            return
+        live = self.peerings[ids]
+        extension = translate.extension_back(state)
+        if extension is not None:
+            live.extensions.pop(extension.key, None)
+            if extension.key in live.wanted_extensions:
+                self.dirty.add(ids)
+            return
+        key = (state_id.destination, state_id.spi)
+        if state.reqid == ids.mirror:
+            live.mirrors.pop(key, None)
+            if key in live.wanted_mirrors:
+                self.dirty.add(ids)
+            return
+        gone = live.negotiated.pop(key, None)
+        if gone is not None:
+            self._linger(ids, gone, now)
+
+    def _linger(self, ids: Reqids, sa: SecurityAssociation, now: float) -> None:
+        """Unless the SA is there, at the same place or another."""
+        live = self.peerings[ids]
+        if not any((sa.spi, sa.reqid) == (o.spi, o.reqid) for o in live.negotiated.values()):
+            live.lingering[sa.spi, sa.reqid] = (sa, now + LINGER_S)
+            self.dirty.add(ids)
+            self._vanished(ids)
+
+    def _put_policy(self, policy: KernelPolicy, known: Mapping[PolicyKey, Policy]) -> None:
+        model = _plain(policy)
+        # One that was ours still is when someone else has changed its priority.
+        if model is None or not (policy.priority in PRIORITY_BAND or model.key in known):
+            return
+        owner = self._owners.get(model.key)
+        self.policies[model.key] = model
+        if owner is None:
+            self.strays.add(model.key)
+        elif self.peerings[owner].wanted_policies.get(model.key) != model:
+            self.dirty.add(owner)
+
+    def _drop_policy(self, policy: KernelPolicy | PolicyId) -> None:
+        if policy.type is not PolicyType.MAIN or policy.mark is not None or policy.if_id:
+            return
+        key = translate.policy_key(policy)
+        if key is None or self.policies.pop(key, None) is None:
+            return
+        self.strays.discard(key)
+        owner = self._owners.get(key)
+        if owner is not None:
+            self.dirty.add(owner)
+
+
+def _plain(policy: KernelPolicy) -> Policy | None:
+    """The model of a policy as we write them: main type, without mark and interface."""
+    if policy.type is not PolicyType.MAIN or policy.mark is not None or policy.if_id:
+        return None
+    return translate.policy_back(policy)
