@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
+from dsmip_ipsec.mobility.mobile_node_config import MAX_PREFIXES
 from dsmip_ipsec.node.configured_sas import AssociationSection
 
 # Who applies ESP: the kernel, with keys from IKE, or this process, with configured keys.
@@ -49,10 +50,15 @@ class HomeAgentIkeSection(_Section):
 
 
 class PeerSection(_Section):
-    """One mobile node as both ends describe it. ``associations``: for user-space IPsec only."""
+    """One mobile node as both ends describe it. ``associations``: for user-space IPsec only.
+
+    ``mobile_network_prefixes``: of the networks behind it, if it is a mobile router (RFC 3963);
+    the home agent permits these and no others.
+    """
 
     home_address: IPv6Address
     ipv4_home_address: IPv4Address | None = None
+    mobile_network_prefixes: tuple[IPv6Network, ...] = Field(default=(), max_length=MAX_PREFIXES)
     signalling_reqid: int = Field(ge=1, le=0xFFFFFFFF)
     mirror_reqid: int = Field(ge=1, le=0xFFFFFFFF)
     data_reqid: int = Field(ge=1, le=0xFFFFFFFF)
@@ -71,6 +77,8 @@ class MobileNodeConfig(_Section):
     it moves by command only. ``home_prefix``: by which it knows its home link.
     ``force_udp``: ask for UDP encapsulation in IPv4 networks without NAT too (F, RFC 5555 §3.1.3),
     where plain ESP doesn't pass. With MOBIKE, charon needs ``encap = yes`` for it.
+    ``explicit_prefixes``: a mobile router names its prefixes in each binding update, instead of
+    leaving them to what the home agent has configured (RFC 3963 §5.2).
     """
 
     control_socket: Path
@@ -84,6 +92,7 @@ class MobileNodeConfig(_Section):
     ike: IkeSection | None = None
     lifetime_s: int = Field(default=600, ge=4, le=4 * 0xFFFF)
     force_udp: bool = False
+    explicit_prefixes: bool = True
     protect_data: bool = True
     handover_timeout_s: float = Field(default=15.0, gt=0)
 
@@ -184,6 +193,7 @@ def _peering(
         protect_data=protect,
         moves_associations=moves,
         native_signalling=native,
+        mobile_network_prefixes=node.mobile_network_prefixes,
     )
 
 

@@ -49,7 +49,10 @@ class HomeAgentDaemon(EngineDaemon):
                 home_agent_address=config.home_agent.home_agent,
                 home_agent_ipv4=config.home_agent.home_agent_ipv4,
                 subscribers={
-                    peering.home_address: Subscriber(ipv4_home_address=_interface(peering))
+                    peering.home_address: Subscriber(
+                        ipv4_home_address=_interface(peering),
+                        mobile_network_prefixes=peering.mobile_network_prefixes,
+                    )
                     for peering in self._peerings.values()
                 },
                 max_lifetime=config.max_lifetime_s,

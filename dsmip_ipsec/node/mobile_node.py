@@ -58,6 +58,10 @@ class MobileNodeDaemon(EngineDaemon):
                 home_agent_ipv4=self._peering.home_agent_ipv4,
                 ipv4_home_address=IPv4Interface(home) if home is not None else None,
                 lifetime=config.lifetime_s,
+                mobile_router=bool(self._peering.mobile_network_prefixes),
+                mobile_network_prefixes=self._peering.mobile_network_prefixes
+                if config.explicit_prefixes
+                else (),
                 force_udp=config.force_udp,
                 key_mobility=config.ike is not None
                 and config.ike.mobility_mode is MobilityMode.K_BIT,
@@ -181,7 +185,12 @@ class MobileNodeDaemon(EngineDaemon):
     def _start(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and isinstance(error := task.exception(), DsmipError):
+            log.warning("%s", error)
 
     def _describe(self) -> dict[str, Any]:
         binding = self._binding

@@ -144,6 +144,9 @@ def _merge(document: dict[str, Any], settings: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         if isinstance(value, Mapping):
             _merge(document.setdefault(key, {}), value)
+        elif isinstance(value, list) and all(isinstance(each, Mapping) for each in value) and value:
+            for there, each in zip(document[key], value, strict=True):
+                _merge(there, each)
         else:
             document[key] = value
 
