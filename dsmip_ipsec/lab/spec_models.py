@@ -188,9 +188,11 @@ class Flow(Table):
     """[flow]: UDP probes between each home address and the correspondent, both ways each.
 
     ``interval_ms``: between two probes of one direction. ``size``: UDP payload in octets.
-    ``correspondent``: needed when there is more than one.
+    ``correspondent``: needed when there is more than one. ``nodes``: mobile nodes that have flows;
+    the first one when absent.
     """
 
+    nodes: Annotated[tuple[NodeName, ...], BeforeValidator(_tuple)] = ()
     interval_ms: Annotated[float, Field(ge=1, le=1000)] = 5.0
     size: Annotated[int, Field(ge=32, le=1400)] = 64
     port: Annotated[int, Field(ge=1, le=65535)] = 7777
@@ -246,7 +248,7 @@ Verb = Literal["attach", "move", "deregister", "block", "kill"]
 
 
 class Step(Table):
-    """One step: exactly one verb, done by the mobile node ``node`` (the only one when absent).
+    """One step: exactly one verb, done by the mobile node ``node`` (all of them when absent).
 
     ``attach``: appear in the named network. ``move``: hand over to it. ``deregister``: remove all
     bindings (lifetime 0). ``block``: have a router or NAT drop something. ``kill``: end a process
@@ -299,15 +301,20 @@ class Lab(Table):
         """Home agents by name."""
         return {name: node for name, node in self.nodes.items() if isinstance(node, HomeAgent)}
 
+    def flow_nodes(self) -> tuple[str, ...]:
+        """The mobile nodes that have flows."""
+        return self.flow.nodes or tuple(self.mobile_nodes())[:1]
+
     def correspondent(self) -> str:
         """Name of the correspondent that the flows go to (checked when the lab was loaded)."""
         return self.flow.correspondent or next(
             name for name, node in self.nodes.items() if isinstance(node, CorrespondentNode)
         )
 
-    def step_node(self, step: Step) -> str:
-        """Name of the mobile node that ``step`` is about (checked when the lab was loaded)."""
-        return step.node or next(iter(self.mobile_nodes()))
+    def step_nodes(self, step: Step) -> tuple[str, ...]:
+        """The mobile nodes that ``step`` is about (checked when the lab was loaded): the one that
+        it names or, where it names none, the only one or all."""
+        return tuple(self.mobile_nodes()) if step.node is None else (step.node,)
 
     def addresses(self, node: str, link: str | None = None) -> Iterator[Interface]:
         """Addresses of ``node`` (on ``link`` only, if given) in the file's order."""
