@@ -138,7 +138,7 @@ def _write(
         deployment,
         node,
         directory / name,
-        interfaces=_interfaces(lab, name, node is None),
+        interfaces=_interfaces(lab, name),
         export_keys=export_keys,
     )
     control = directory / f"{name}.sock"
@@ -151,10 +151,8 @@ def _write(
     return NodeDeployment(name, role, files, path, control, node or "")
 
 
-def _interfaces(lab: Lab, name: str, agent: bool) -> tuple[str, ...]:
+def _interfaces(lab: Lab, name: str) -> tuple[str, ...]:
     """Links that lead to the other end. Without the limit charon would try the path between home
-    address and home agent, which is the tunnel itself."""
-    home_link = lab.home_agents()[name].home_link if agent else ""
-    return tuple(
-        link for link, ends in lab.links.items() if name in ends.ends and link != home_link
-    )
+    address and home agent, which is the tunnel itself. The home agent's IPv6 address, which MOBIKE
+    has to announce, is on the home link."""
+    return tuple(link for link, ends in lab.links.items() if name in ends.ends)

@@ -50,8 +50,8 @@ class Machine:
     ``prepare``: commands that must come first. ``bind`` and ``share``: commands that mount a host
     directory at the path that follows, or the share; ``{source}`` is the host's path. The three
     devices are for the output, the heartbeat and the stream; ``terminals``: they are serial lines.
-    ``modules``: where directories named after releases are. ``file_backed``: its memory is a file. ``listing``: the host's
-    directories must be readable for its user, not only searchable.
+    ``modules``: where directories named after releases are. ``file_backed``: its memory is a file.
+    ``listing``: the host's directories must be readable for its user, not only searchable.
     """
 
     name: str

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ike.inventory import Deployment, MobileNode
 from dsmip_ipsec.ike.private_files import replace_file
-from dsmip_ipsec.ike.render import NodeFiles
+from dsmip_ipsec.ike.render import NodeFiles, ipv6_connection
 from dsmip_ipsec.node.config import HomeAgentConfig, MobileNodeConfig
 
 
@@ -48,7 +48,7 @@ def daemon_config(
     else:
         model = MobileNodeConfig
         document |= {
-            "ike": {**ike, "connection": node},
+            "ike": {**ike, "connection": node, "ipv6_connection": ipv6_connection(node)},
             "mobile_node": _peer(deployment.mobile_node(node)),
         }
     try:
