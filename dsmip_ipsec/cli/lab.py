@@ -7,8 +7,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -66,28 +64,18 @@ def add_parser(commands: Any) -> None:
     down.add_argument("run_id", nargs="?", default="all", metavar="RUN", help="one run, or all")
     down.set_defaults(run=take_down)
 
+    show = verbs.add_parser("show", help="what a lab consists of, does and expects")
+    show.add_argument("lab", metavar="LAB", help="a lab's TOML file, or the name of one in labs/")
+    show.set_defaults(run=show_lab)
+
     verbs.add_parser("list", help="list the labs that come along").set_defaults(run=list_labs)
-
-
-def find_lab(name: str) -> Path:
-    """The lab file ``name`` stands for: a path, or a name in ``labs/``. Raises ConfigError."""
-    from dsmip_ipsec.resources import resource_directory
-
-    path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
-        return path
-    directory = resource_directory("labs")
-    shipped = directory / f"{name}.toml"
-    if not shipped.is_file():
-        names = ", ".join(sorted(p.stem for p in directory.glob("*.toml")))
-        raise ConfigError(f"there is no lab '{name}'", hint=f"name a TOML file, or one of: {names}")
-    return shipped
 
 
 def run_lab(arguments: argparse.Namespace) -> int:
     """Run a lab in place or in a guest; return the exit status. Raises DsmipError."""
     from dsmip_ipsec.lab import spec
     from dsmip_ipsec.lab.guest_kernel import choose_kernel
+    from dsmip_ipsec.lab.library import find_lab
     from dsmip_ipsec.lab.scenario import KERNEL_KIND_VARIABLE
 
     path = find_lab(arguments.lab)
@@ -137,43 +125,26 @@ def _output(directory: Path | None, stack: ExitStack) -> Path:
     return directory
 
 
-def _progress() -> Callable[[str], None]:
-    started = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)
-
-    return say
-
-
 def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep: bool) -> int:
     from rich.console import Console
 
+    from dsmip_ipsec.cli.lab_server import complete, say_with_time
     from dsmip_ipsec.lab import spec
     from dsmip_ipsec.lab.guest import run_until_signal
     from dsmip_ipsec.lab.nursery import Nursery
     from dsmip_ipsec.lab.scenario import Scenario
-    from dsmip_ipsec.report import table, wireshark
+    from dsmip_ipsec.report import table
 
-    say = _progress()
+    say = say_with_time()
     nursery = Nursery.start()
     scenario = Scenario(
         spec.load(path), out, export_keys=arguments.export_keys, say=say, nursery=nursery
     )
 
     async def run() -> int:
-        record = await scenario.run()
-        if arguments.export_keys:
-            wireshark.export(
-                out / "wireshark",
-                map(wireshark.SaKeys.of, scenario.standing.associations),
-                scenario.standing.ike_keys,
-            )
-            record = record.model_copy(
-                update={"artefacts": record.artefacts.model_copy(update={"wireshark": "wireshark"})}
-            )
-        if keep:
-            record.write(out / "record.json")
+        record = complete(
+            scenario, await scenario.run(), export_keys=arguments.export_keys, write=keep
+        )
         print()
         shown = Path(os.environ.get(SHOWN_AS_VARIABLE, out))
         table.render(record, Console(), directory=shown if keep and shown.name else None)
@@ -187,6 +158,7 @@ def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep:
 
 def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace) -> int:
     """Run the same command on a guest kernel, and bring home what it wrote."""
+    from dsmip_ipsec.cli.lab_server import say_with_time
     from dsmip_ipsec.lab.guest import collect_share, prepare_share, run_in_guest_sync
     from dsmip_ipsec.lab.guest_init import GUEST_SHARE
     from dsmip_ipsec.lab.scenario import KERNEL_KIND_VARIABLE
@@ -202,7 +174,7 @@ def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace) -> int:
             *("--out", f"{GUEST_SHARE}/out"),
             *(["--export-keys"] if arguments.export_keys else []),
         ]
-        say = _progress()
+        say = say_with_time()
         say("booting the guest kernel (User-Mode Linux)")
         heard = "booting"
 
@@ -267,8 +239,32 @@ def take_down(arguments: argparse.Namespace) -> int:
 def list_labs(arguments: argparse.Namespace) -> int:
     """Print name and description of every lab that comes along."""
     from dsmip_ipsec.lab import spec
-    from dsmip_ipsec.resources import resource_directory
+    from dsmip_ipsec.lab.library import lab_files
 
-    for path in sorted(resource_directory("labs").glob("*.toml")):
+    for path in lab_files():
         print(f"{path.stem:20} {spec.load(path).lab.description}")
+    return 0
+
+
+def show_lab(arguments: argparse.Namespace) -> int:
+    """Print a lab's description, drawing, steps and expectations. Raises ConfigError."""
+    from dsmip_ipsec.lab import spec
+    from dsmip_ipsec.lab.drawing import draw
+    from dsmip_ipsec.lab.library import find_lab
+
+    lab = spec.load(find_lab(arguments.lab))
+    print(f"{lab.lab.name}: {lab.lab.description}\n\n{draw(lab)}")
+    for number, step in enumerate(lab.steps, start=1):
+        what = step.model_dump(mode="json")[step.verb]
+        fields = what if isinstance(what, dict) else {}
+        shown = " ".join(f"{key}={value}" for key, value in fields.items() if value) or what
+        who = f" ({step.node})" if step.node else ""
+        print(
+            f"\n{number}. {step.name}{who}: {step.verb} {'' if shown is True else shown}".rstrip()
+        )
+        for name, value in step.expect.model_dump(exclude_none=True).items():
+            words = value if not isinstance(value, bool) else "yes" if value else "no"
+            if isinstance(value, dict):
+                words = " + ".join(f"{amount:g} {unit}" for unit, amount in value.items() if amount)
+            print(f"     {name.replace('_', ' ')}: {words}")
     return 0

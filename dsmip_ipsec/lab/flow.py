@@ -34,7 +34,8 @@ NS_PER_MS = 1_000_000
 @dataclass(frozen=True, slots=True)
 class FlowSpec:
     """One flow: probes of ``size`` octets from ``source`` to ``destination``, UDP port ``port`` at
-    both ends, one every ``interval_ms``. ``number`` tells flows apart on the wire."""
+    both ends, one every ``interval_ms``. ``number`` tells flows apart on the wire, ``name`` in the
+    logs. ``node``: the mobile node."""
 
     number: int
     name: str
@@ -44,6 +45,7 @@ class FlowSpec:
     port: int
     interval_ms: float
     size: int
+    node: str = "mn"
 
     @property
     def family(self) -> Literal["ipv4", "ipv6"]:
@@ -74,9 +76,12 @@ def flows(
     interval_ms: float,
     size: int = 64,
     port: int = 7777,
+    node: str = "mn",
+    first: int = 0,
 ) -> list[FlowSpec]:
-    """The flows between a mobile node's home addresses and a correspondent's addresses: one per
-    family and direction, named ``ipv6-up``, ``ipv6-down``, …"""
+    """The flows between the home addresses of the mobile node ``node`` and a correspondent's
+    addresses: one per family and direction, named ``mn-ipv6-up``, ``mn-ipv6-down``, … and numbered
+    from ``first``."""
     found: list[FlowSpec] = []
     for home in home_addresses:
         peer = next((a for a in correspondents if a.version == home.version), None)
@@ -86,8 +91,9 @@ def flows(
             source, destination = (home, peer) if direction == "up" else (peer, home)
             found.append(
                 FlowSpec(
-                    number=len(found),
-                    name=f"ipv{home.version}-{direction}",
+                    number=first + len(found),
+                    node=node,
+                    name=f"{node}-ipv{home.version}-{direction}",
                     direction=direction,
                     source=source,
                     destination=destination,

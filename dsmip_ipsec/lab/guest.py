@@ -14,6 +14,7 @@ import pwd
 import secrets
 import shutil
 import signal
+import socket
 import stat
 import tempfile
 import time
@@ -26,7 +27,9 @@ from dsmip_ipsec.lab import guest_code, guest_keeper
 from dsmip_ipsec.lab.guest_console import GuestConsole, GuestEnded
 from dsmip_ipsec.lab.guest_init import InitSpec, render_init
 from dsmip_ipsec.lab.guest_output import OutputLines
+from dsmip_ipsec.lab.guest_stream import STREAM_VARIABLE, pump
 
+_STREAM_DEVICE = "/dev/ttyS2"
 INSTALL_HINT = "apt-get install user-mode-linux kmod"
 
 
@@ -122,10 +125,11 @@ class UmlGuest:
         boot_s: float = 60.0,
         silence_s: float = 60.0,
         keep: bool = False,
+        orphans: Sequence[Path] = (),
     ) -> None:
         """``share``: see prepare_share. ``visible``: directories the command needs besides our
         code. ``silence_s``: no heartbeat for so long means hung. ``keep``: leave the run's
-        directory behind."""
+        directory behind. ``orphans``: directories to remove, too, when this process is killed."""
         self.share = Path(os.path.abspath(share))
         self.console_log = Path(os.path.abspath(console_log))
         if self.share in self.console_log.parents:
@@ -138,6 +142,7 @@ class UmlGuest:
         self.boot_s = boot_s
         self.silence_s = silence_s
         self.keep = keep
+        self.orphans = list(orphans)
         self.ready_after_s: float | None = None
         self.run_dir: Path | None = None
         self._directories: list[Path] = []
@@ -152,12 +157,14 @@ class UmlGuest:
         cwd: Path | str = "/",
         deadline_s: float,
         on_line: Callable[[str], None],
+        stream: socket.socket | None = None,
     ) -> int:
         """Boot, run ``argv`` as the guest's root, end the guest; returns the command's status.
 
         ``on_line`` gets each line of stdout and stderr (mixed, as they come). ``deadline_s``
-        covers all of it. Raises GuestError when the guest dies, hangs or is late, LabError when
-        it can't be started. However it ends, cancellation included, nothing is left running.
+        covers all of it. ``stream``: see guest_stream.py; it stays the caller's to close. Raises
+        GuestError when the guest dies, hangs or is late, LabError when it can't be started.
+        However it ends, cancellation included, nothing is left running.
         """
         if not argv or any("\0" in word for word in argv):
             raise LabError("no command for the guest, or a NUL in it", hint="pass a list of words")
@@ -179,7 +186,12 @@ class UmlGuest:
                 share=self.share,
                 nonce=nonce,
                 # Our own code, however this process came by it.
-                env={"PYTHONPATH": guest_code.python_path(), **(env or {})},
+                env={
+                    "PYTHONPATH": guest_code.python_path(),
+                    **({} if stream is None else {STREAM_VARIABLE: _STREAM_DEVICE}),
+                    **(env or {}),
+                },
+                stream="" if stream is None else _STREAM_DEVICE,
                 cwd=str(cwd),
                 mounts=guest_code.make_visible(
                     guest_code.code_roots(self.visible), user, stage_dir
@@ -189,10 +201,19 @@ class UmlGuest:
             console = self._spawn(uml, run_dir, mem_dir, user)
             loop.add_reader(self._fifos["out"], self._on_output, lines, console)
             loop.add_reader(self._fifos["ctl"], self._on_heartbeat, console)
+            pumping: asyncio.Future[None] | None = None
             try:
                 await self._wait_ready(console, started, min(self.boot_s, deadline_s))
+                if stream is not None:
+                    # Not before: until it is set up, the guest's line edits what it is given.
+                    pumping = asyncio.ensure_future(
+                        pump(stream, self._fifos["from"], self._fifos["to"])
+                    )
                 await self._wait_end(console, started, deadline_s)
             finally:
+                if pumping is not None:
+                    pumping.cancel()
+                    await asyncio.gather(pumping, return_exceptions=True)
                 for descriptor in self._fifos.values():
                     loop.remove_reader(descriptor)
             if lines.status is None:
@@ -262,7 +283,7 @@ class UmlGuest:
     def _spawn(
         self, uml: str, run_dir: Path, mem_dir: Path, user: guest_code.User | None
     ) -> GuestConsole:
-        for name in ("out", "ctl"):
+        for name in ("out", "ctl", "from", "to"):
             os.mkfifo(run_dir / name, 0o600)
             # Opened for both ways, a FIFO never reports its end: the console does.
             self._fifos[name] = os.open(run_dir / name, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -280,14 +301,15 @@ class UmlGuest:
                 "con0=fd:0,fd:1",
                 "ssl0=null,fd:{out}",
                 "ssl1=null,fd:{ctl}",
+                "ssl2=fd:{to},fd:{from}",
             ],
             env={"PATH": "/usr/bin:/bin", "TMPDIR": str(mem_dir), "HOME": str(mem_dir)},
             parent_pid=os.getpid(),
             user=user,
             writable=[str(self.share), str(run_dir / "uml"), str(mem_dir)],
-            out_fifo=str(run_dir / "out"),
-            ctl_fifo=str(run_dir / "ctl"),
+            fifos={name: str(run_dir / name) for name in self._fifos},
             remove=[] if self.keep else [str(path) for path in self._directories],
+            remove_if_orphaned=[] if self.keep else [str(path) for path in self.orphans],
         )
         config_path = run_dir / "keeper.json"
         config_path.write_text(config.to_json(), encoding="utf-8")

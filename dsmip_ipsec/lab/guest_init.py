@@ -54,6 +54,7 @@ class InitSpec:
     hostname: str = "dsmip-guest"
     modules_dir: str = "/usr/lib/uml/modules"
     heartbeat_s: int = 2
+    stream: str = ""  # device of the stream (see guest_stream.py), where there is one
 
 
 def is_shadowed(path: Path) -> bool:
@@ -81,6 +82,8 @@ def render_init(spec: InitSpec) -> str:
         f"[ ! -d {path} ] || mount -t tmpfs -o mode={mode} tmpfs {path} || fail {path}"
         for path, mode in TMPFS
     )
+    device = shlex.quote(spec.stream)
+    stream = f"stty -F {device} raw -echo || fail stream\n" if spec.stream else ""
     covers: list[Path] = []
     lines: list[str] = []
     for mount in spec.mounts:
@@ -132,10 +135,10 @@ echo {GUEST_DIR}/bin/modprobe >/proc/sys/kernel/modprobe || fail modprobe
 [ -d /proc/sys/net/ipv6 ] || {GUEST_DIR}/bin/modprobe ipv6 || fail ipv6
 echo {shlex.quote(spec.hostname)} >/proc/sys/kernel/hostname
 ip link set lo up || fail lo
-# ttyS0 carries the command's output and, last, its status; ttyS1 the heartbeat; the console
-# is the kernel's. So nothing of the three can garble another.
+# ttyS0 carries the command's output and, last, its status; ttyS1 the heartbeat; ttyS2 the stream;
+# the console is the kernel's. So nothing of the four can garble another.
 stty -F /dev/ttyS0 raw -echo || fail ttyS0
-while :; do echo >/dev/ttyS1; sleep {spec.heartbeat_s}; done &
+{stream}while :; do echo >/dev/ttyS1; sleep {spec.heartbeat_s}; done &
 cd {shlex.quote(spec.cwd)} || fail {shlex.quote(spec.cwd)}
 echo "{READY_MARK}"
 setsid -w {shlex.join(words)} >/dev/ttyS0 2>&1

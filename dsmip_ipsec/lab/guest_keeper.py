@@ -31,7 +31,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
@@ -57,16 +57,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class KeeperConfig:
-    """What the keeper is told. ``{out}`` and ``{ctl}`` in ``argv`` become descriptor numbers."""
+    """What the keeper is told. ``{out}``, ``{ctl}``, ``{from}`` and ``{to}`` in ``argv`` become
+    descriptor numbers."""
 
     argv: list[str]
     env: dict[str, str]
     parent_pid: int
     user: tuple[int, int] | None  # uid, gid to become; None: stay who we are
     writable: list[str]  # directories that linux.uml may write beneath
-    out_fifo: str
-    ctl_fifo: str
+    fifos: dict[str, str]  # name in argv: path; the guest reads from `to` and writes to the others
     remove: list[str]  # directories to remove at the end
+    remove_if_orphaned: list[str] = field(default_factory=list)  # when our starter is gone
     namespace: bool = True  # try for a PID namespace
 
     def to_json(self) -> str:
@@ -240,9 +241,10 @@ def keep(config: KeeperConfig) -> int:
         starter = os.pidfd_open(config.parent_pid)
         if os.getppid() != config.parent_pid:
             return 1  # gone already, and its number perhaps somebody else's
+        # Reading and writing: without a writer, `to` would be at its end.
+        modes = {name: os.O_RDWR if name == "to" else os.O_WRONLY for name in config.fifos}
         fds = {
-            "out": os.open(config.out_fifo, os.O_WRONLY | os.O_CLOEXEC),
-            "ctl": os.open(config.ctl_fifo, os.O_WRONLY | os.O_CLOEXEC),
+            name: os.open(path, modes[name] | os.O_CLOEXEC) for name, path in config.fifos.items()
         }
         me = os.pidfd_open(os.getpid())
         warden = os.fork()
@@ -263,7 +265,8 @@ def main(path: str) -> int:
     with open(path) as file:
         config = KeeperConfig.from_json(file.read())
     status = keep(config)
-    for directory in config.remove:
+    orphaned = os.getppid() != config.parent_pid
+    for directory in config.remove + (config.remove_if_orphaned if orphaned else []):
         shutil.rmtree(directory, ignore_errors=True)
     return status
 

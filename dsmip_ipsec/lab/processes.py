@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -165,7 +167,7 @@ class Processes:
                     start_new_session=True,
                     # setns in the child costs two system calls; `ip netns exec` and nsenter cost
                     # an exec, and can't ask for the signal. Only C calls run in between.
-                    preexec_fn=_in_child(os.getpid(), descriptor, nice),
+                    preexec_fn=in_child(os.getpid(), descriptor, nice),
                 )
             except (OSError, subprocess.SubprocessError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -301,14 +303,19 @@ class Processes:
             raise failures[0]
 
 
-def _in_child(parent: int, namespace: int | None, nice: int) -> Callable[[], None]:
-    """What the child does between fork and exec."""
+def in_child(
+    parent: int, namespace: int | None, nice: int, *, terminal: bool = False
+) -> Callable[[], None]:
+    """What a child of ``parent`` does between fork and exec: enter the namespace, and ask to die
+    with us. ``terminal``: its standard input becomes its session's terminal."""
 
     def prepare() -> None:
         if namespace is not None:
             netns.enter_descriptor(namespace)
         os.nice(nice)
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if terminal:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         if os.getppid() != parent:  # the lab died before the prctl
             os._exit(1)
 

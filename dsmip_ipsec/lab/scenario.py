@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
@@ -17,9 +19,10 @@ from typing import Any
 import dsmip_ipsec
 from dsmip_ipsec.errors import DsmipError, LabError
 from dsmip_ipsec.lab import flow, record, routes
+from dsmip_ipsec.lab.deploy import reqids
 from dsmip_ipsec.lab.expectations import Observation, judge
 from dsmip_ipsec.lab.nursery import Nursery
-from dsmip_ipsec.lab.spec import Lab, Step
+from dsmip_ipsec.lab.spec import Expect, Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
 from dsmip_ipsec.lab.timeline import timeline
 
@@ -29,6 +32,8 @@ STEP_S = 25.0
 WATCH_S = 0.6
 # How long both ends may take to agree once the mobile node is done.
 SETTLE_S = 3.0
+# What each further mobile node that takes part in a step adds to its time.
+NODE_S = 3.0
 _POLL_S = 0.05
 
 KERNEL_KIND_VARIABLE = "DSMIP_KERNEL_KIND"
@@ -39,6 +44,7 @@ class _Done:
     """A step that was carried out, as far as known before the flows are analysed."""
 
     step: Step
+    nodes: tuple[str, ...]
     action: str
     started_ns: int
     acted_ns: int
@@ -46,12 +52,16 @@ class _Done:
     before: dict[str, record.NodeState]
     after: dict[str, record.NodeState]
     counters: dict[str, record.Counters]
-    exchanges: dict[str, str]
-    care_of_addresses: frozenset[IPv4Address | IPv6Address]
+    exchanges: dict[str, dict[str, str]]
+    care_of_addresses: dict[str, frozenset[IPv4Address | IPv6Address]]
 
 
 class Scenario:
-    """One run of ``lab``. ``say`` gets a line of progress at a time."""
+    """One run of ``lab``. ``say`` gets a line of progress at a time.
+
+    :meth:`run` does the whole of it. For steps that aren't in the lab file: :meth:`begin`,
+    :meth:`step` as often as wanted, :meth:`finish` always.
+    """
 
     def __init__(
         self,
@@ -62,47 +72,81 @@ class Scenario:
         say: Callable[[str], None],
         nursery: Nursery | None = None,
     ) -> None:
-        self._lab = lab
+        self.lab = lab
         self._say = say
         self.standing = StandingLab(lab, out, export_keys=export_keys, say=say, nursery=nursery)
-        self._node = next(iter(lab.mobile_nodes()))
-        self._network: str | None = None
+        self.networks: dict[str, str] = {}  # mobile node: the link that it is on
+        self._nodes = tuple(lab.mobile_nodes())
         self._done: list[_Done] = []
-        self._origin_ns = 0
+        self._started, self._began = datetime.now(UTC), time.monotonic()
+        self._origin_ns = time.monotonic_ns()
+        self._failure: record.Failure | None = None
 
     async def run(self) -> record.RunRecord:
         """Stand the lab up, run all steps, take it down, and judge.
 
         A failure on the way is in the record; only what prevents a record raises DsmipError.
         """
-        started, began = datetime.now(UTC), time.monotonic()
-        self._origin_ns = time.monotonic_ns()
-        failure: record.Failure | None = None
-        series: list[flow.Series] = []
-        step_name = ""
         try:
-            step_name = "set-up"
+            await self.begin()
+            for step in self.lab.steps:
+                await self.step(step)
+        except DsmipError:
+            pass  # noted where it happened
+        except BaseException:
+            await self.standing.down()
+            raise
+        return await self.finish()
+
+    async def begin(self) -> None:
+        """Stand the lab up. Raises DsmipError, which the record will tell of, too."""
+        with self._noting("set-up"):
             await self.standing.up()
-            for step in self._lab.steps:
-                step_name = step.name
-                await self._step(step)
-            step_name = "flows"
-            series = await self.standing.finish_flows()
-        except DsmipError as error:
-            failure = record.Failure(step=step_name, message=error.message, hint=error.hint)
+
+    async def step(self, step: Step) -> None:
+        """Carry a step out. Raises DsmipError when it can't be, or not in time."""
+        with self._noting(step.name):
+            await self._step(step)
+
+    async def finish(self) -> record.RunRecord:
+        """Take the lab down, and judge. Raises DsmipError for what prevents a record."""
+        series: list[flow.Series] = []
+        try:
+            if self._failure is None:
+                with suppress(DsmipError), self._noting("flows"):
+                    series = await self.standing.finish_flows()
         finally:
             await self.standing.down()
+        return self._record(series)
+
+    async def judged(self) -> record.StepRecord:
+        """The step that was carried out last, judged by what the flows have brought so far. Raises
+        LabError."""
+        return self._judged(self._done[-1], await self.standing.flows_so_far())
+
+    @contextmanager
+    def _noting(self, step_name: str) -> Iterator[None]:
+        try:
+            yield
+        except DsmipError as error:
+            if self._failure is None:
+                self._failure = record.Failure(
+                    step=step_name, message=error.message, hint=error.hint
+                )
+            raise
+
+    def _record(self, series: list[flow.Series]) -> record.RunRecord:
         steps = tuple(self._judged(done, series) for done in self._done)
-        overall = self._overall() if failure is None else ()
+        overall = self._overall() if self._failure is None else ()
         return record.RunRecord(
             tool_version=dsmip_ipsec.__version__,
-            lab=self._lab.lab.name,
-            description=self._lab.lab.description,
+            lab=self.lab.lab.name,
+            description=self.lab.lab.description,
             run_id=self.standing.run.id,
-            verdict=record.verdict_of(steps, overall, failure),
-            started=started,
+            verdict=record.verdict_of(steps, overall, self._failure),
+            started=self._started,
             ended=datetime.now(UTC),
-            duration_s=round(time.monotonic() - began, 3),
+            duration_s=round(time.monotonic() - self._began, 3),
             phases=tuple(self.standing.phases),
             kernel=_kernel(),
             strongswan_version=self.standing.strongswan_version,
@@ -110,19 +154,18 @@ class Scenario:
             topology=self._topology(),
             steps=steps,
             expectations=overall,
-            failure=failure,
-            timelines=tuple(timeline(one, self._node, self._origin_ns) for one in series),
+            failure=self._failure,
+            timelines=tuple(timeline(one, one.flow.node, self._origin_ns) for one in series),
             artefacts=self._artefacts(),
         )
 
     # One step -----------------------------------------------------------------------------------
 
     async def _step(self, step: Step) -> None:
-        """Raises DsmipError when the step can't be carried out, or not in time."""
         started = time.monotonic()
         self._say(f"{step.name} …")
         try:
-            async with asyncio.timeout(STEP_S):
+            async with asyncio.timeout(STEP_S + NODE_S * (len(self.lab.step_nodes(step)) - 1)):
                 done = await self.standing.processes.guard(self._carry_out(step))
         except TimeoutError as error:
             raise LabError(
@@ -132,65 +175,108 @@ class Scenario:
         self._say(f"{step.name}: done after {time.monotonic() - started:.1f} s")
 
     async def _carry_out(self, step: Step) -> _Done:
-        before, counted = await self._states(), await self._counters()
+        nodes = self.lab.step_nodes(step)
+        before, counted = await self.states(), await self._counters()
         started = time.monotonic_ns()
-        action = await self._act(step)
+        action = await self._act(step, nodes)
         acted = time.monotonic_ns()
         await asyncio.sleep(WATCH_S)  # the flows go on, and are measured
         watched = time.monotonic_ns()
         # The state first: proving the IKE_SA alive rekeys it, and it would show as another one.
-        after = await self._settled(step)
-        exchanges: dict[str, str] = {}
+        after = await self._settled(step.expect, nodes)
+        exchanges: dict[str, dict[str, str]] = {}
         if step.expect.ike_alive is not None:
-            for name in (self._node, self.standing.agent):
-                exchanges[name] = await self.standing.exchange(name)
+            exchanges = {node: await self._exchanges(node) for node in nodes}
         return _Done(
-            step, action, started, acted, watched, before, after,
-            _growth(counted, await self._counters()), exchanges, self._care_of_addresses(),
+            step, nodes, action, started, acted, watched, before, after,
+            _growth(counted, await self._counters()), exchanges,
+            {node: self._care_of_addresses(node) for node in nodes},
         )  # fmt: skip
 
-    async def _act(self, step: Step) -> str:
+    async def _exchanges(self, node: str) -> dict[str, str]:
+        ends = (node, self.standing.agent)
+        return {end: await self.standing.exchange(end, node) for end in ends}
+
+    async def _act(self, step: Step, nodes: Sequence[str]) -> str:
         if step.block is not None:
             await self.standing.block(step.block)
-            return f"block {step.block.protocol} port {step.block.port} at {step.block.node}"
+            return f"block {step.block}"
+        if step.impair is not None:
+            await asyncio.to_thread(self.standing.topology.impair, step.impair)
+            return f"impair {step.impair}"
         if step.kill is not None:
             self.standing.processes[step.kill].signal(signal.SIGKILL)
             return f"kill {step.kill}"
-        previous = self._network
+        for node in nodes:
+            await self._place(step, node)
+        return "deregister" if step.network is None else f"{step.verb} to {step.network}"
+
+    async def _place(self, step: Step, node: str) -> None:
+        """Bring one mobile node where the step wants it."""
+        previous = self.networks.get(node)
         if step.network is None:
-            await self.standing.command(self._node, "deregister")
-            self._network = None
-            action = "deregister"
+            await self.standing.command(node, "deregister")
+            self.networks.pop(node, None)
         else:
-            timing = await self.standing.attach(self._node, step.network)
-            self._network = step.network
-            action = f"{step.verb} to {step.network}"
+            timing = await self.standing.attach(node, step.network)
+            self.networks[node] = step.network
+            whose = f"{step.name}: " if len(self._nodes) == 1 else f"{step.name} ({node}): "
             self._say(
-                f"{step.name}: "
+                whose
                 + ", ".join(
                     f"{key.removesuffix('_ms')} {value:.0f} ms" for key, value in timing.items()
                 )
             )
-        if previous is not None and previous != self._network:
+        if previous is not None and previous != self.networks.get(node):
             # Only now is the old network out of reach: until the binding is acknowledged, the old
             # path still receives (RFC 5555 §5.1).
-            self.standing.leave(self._node, previous)
-        return action
+            self.standing.leave(node, previous)
 
-    async def _settled(self, step: Step) -> dict[str, record.NodeState]:
+    async def _settled(
+        self, expect: Expect, nodes: Sequence[str], within_s: float = SETTLE_S
+    ) -> dict[str, record.NodeState]:
         """The states once they are as expected, or as they are when time is up."""
-        deadline = time.monotonic() + SETTLE_S
-        expect = step.expect.model_copy(
+        deadline = time.monotonic() + within_s
+        expect = expect.model_copy(
             update=dict.fromkeys(("data", "interruption_max", "lost_max", "ike_alive"))
         )
         while True:
-            states = await self._states()
-            seen = self._observation(states, {}, (), (), self._care_of_addresses())
-            if all(e.passed for e in judge(expect, seen)) or time.monotonic() > deadline:
+            states = await self.states()
+            found = [
+                expectation
+                for node in nodes
+                for expectation in judge(
+                    expect, self._observation(node, states, self._care_of_addresses(node))
+                )
+            ]
+            if all(e.passed for e in found) or time.monotonic() > deadline:
                 return states
             await asyncio.sleep(_POLL_S)
 
-    async def _states(self) -> dict[str, record.NodeState]:
+    async def check(
+        self, expect: Expect, nodes: Sequence[str], within_s: float
+    ) -> list[record.Expectation]:
+        """Judge expectations between steps, once they hold or time is up; the flows by what they
+        bring in ``WATCH_S`` seconds from then. Raises DsmipError."""
+        states = await self._settled(expect, nodes, within_s)
+        series: Sequence[flow.Series] = ()
+        start = end = time.monotonic_ns()
+        if (expect.data, expect.interruption_max, expect.lost_max) != (None, None, None):
+            await asyncio.sleep(WATCH_S)
+            end = time.monotonic_ns()
+            series = await self.standing.flows_so_far()
+        found: list[record.Expectation] = []
+        for node in nodes:
+            exchanges = await self._exchanges(node) if expect.ike_alive is not None else {}
+            flows = self._measure(series, start, end, node)
+            seen = self._observation(
+                node, states, self._care_of_addresses(node), exchanges, flows, flows
+            )
+            found += self._named(node, nodes, judge(expect, seen))
+        return found
+
+    async def states(self) -> dict[str, record.NodeState]:
+        """What every node knows now. Raises DsmipError."""
         return {name: await observer.state() for name, observer in self.standing.observers.items()}
 
     async def _counters(self) -> dict[str, record.Counters]:
@@ -198,35 +284,75 @@ class Scenario:
             name: await observer.counters() for name, observer in self.standing.observers.items()
         }
 
-    def _care_of_addresses(self) -> frozenset[IPv4Address | IPv6Address]:
-        if self._network is None:
+    def _care_of_addresses(self, node: str) -> frozenset[IPv4Address | IPv6Address]:
+        network = self.networks.get(node)
+        if network is None:
             return frozenset()
-        return frozenset(a.ip for a in self._lab.addresses(self._node, self._network))
+        return frozenset(a.ip for a in self.lab.addresses(node, network))
 
     # Judging ------------------------------------------------------------------------------------
 
     def _observation(
         self,
+        node: str,
         states: dict[str, record.NodeState],
-        exchanges: dict[str, str],
-        flows: Sequence[record.Flow],
-        after: Sequence[record.Flow],
         care_of_addresses: frozenset[IPv4Address | IPv6Address],
+        exchanges: dict[str, str] | None = None,
+        flows: Sequence[record.Flow] = (),
+        after: Sequence[record.Flow] = (),
     ) -> Observation:
+        agent = states[self.standing.agent]
         return Observation(
-            mobile_node=states[self._node],
-            home_agent=states[self.standing.agent],
+            mobile_node=states[node],
+            home_agent=agent if len(self._nodes) == 1 else self._share(agent, node),
             care_of_addresses=care_of_addresses,
             flows=flows,
             after=after,
-            exchanges=exchanges,
-            rtt_ms=self._rtt_ms,
+            exchanges=exchanges or {},
+            rtt_ms=self._rtt_ms(node),
         )
+
+    def _share(self, agent: record.NodeState, node: str) -> record.NodeState:
+        """What of the home agent's state belongs to one mobile node."""
+        declared = self.lab.mobile_nodes()[node]
+        ids = reqids(self._nodes.index(node))
+        addresses = {str(declared.home_address), str(declared.ipv4_home_address)}
+        return agent.model_copy(
+            update={
+                "bindings": tuple(
+                    b for b in agent.bindings if b.home_address == declared.home_address
+                ),
+                "sas": tuple(sa for sa in agent.sas if sa.reqid in ids),
+                "policies": tuple(
+                    policy
+                    for policy in agent.policies
+                    if addresses & set(re.split(r"[^0-9a-f.:]+", policy.selector))
+                ),
+            }
+        )
+
+    @staticmethod
+    def _named(
+        node: str, nodes: Sequence[str], found: Sequence[record.Expectation]
+    ) -> list[record.Expectation]:
+        if len(nodes) == 1:
+            return list(found)
+        return [e.model_copy(update={"name": f"{node}: {e.name}"}) for e in found]
 
     def _judged(self, done: _Done, series: Sequence[flow.Series]) -> record.StepRecord:
         flows = self._measure(series, done.started_ns, done.watched_ns)
-        after = self._measure(series, done.acted_ns, done.watched_ns)
-        seen = self._observation(done.after, done.exchanges, flows, after, done.care_of_addresses)
+        expectations: list[record.Expectation] = []
+        # Without the flows (the run ended early) what depends on them can't be judged.
+        for node in done.nodes if series else ():
+            seen = self._observation(
+                node,
+                done.after,
+                done.care_of_addresses[node],
+                done.exchanges.get(node),
+                [flow for flow in flows if flow.node == node],
+                self._measure(series, done.acted_ns, done.watched_ns, node),
+            )
+            expectations += self._named(node, done.nodes, judge(done.step.expect, seen))
         return record.StepRecord(
             name=done.step.name,
             action=done.action,
@@ -236,20 +362,26 @@ class Scenario:
             before=done.before,
             after=done.after,
             counters=done.counters,
-            # Without the flows (the run ended early) what depends on them can't be judged.
-            expectations=judge(done.step.expect, seen) if series else (),
+            expectations=tuple(expectations),
         )
 
     def _measure(
-        self, series: Sequence[flow.Series], start_ns: int, end_ns: int
+        self,
+        series: Sequence[flow.Series],
+        start_ns: int,
+        end_ns: int,
+        node: str | None = None,
     ) -> list[record.Flow]:
         found = []
         for one in series:
+            if node not in (None, one.flow.node):
+                continue
             numbers = flow.analyse(one, start_ns, end_ns)
             gap = numbers.interruption_ms
+            rtt_ms = self._rtt_ms(one.flow.node)
             found.append(
                 record.Flow(
-                    node=self._node,
+                    node=one.flow.node,
                     family=one.flow.family,
                     direction=one.flow.direction,
                     sent=numbers.sent,
@@ -263,8 +395,8 @@ class Scenario:
                     delay_ms_min=numbers.delay_ms_min,
                     delay_ms_max=numbers.delay_ms_max,
                     interruption_ms=None if gap is None else round(gap, 2),
-                    interruption_rtts=round(gap / self._rtt_ms, 3)
-                    if gap is not None and self._rtt_ms
+                    interruption_rtts=round(gap / rtt_ms, 3)
+                    if gap is not None and rtt_ms
                     else None,
                 )
             )
@@ -292,29 +424,30 @@ class Scenario:
 
     # The record's frame ---------------------------------------------------------------------------
 
-    @property
-    def _rtt_ms(self) -> float:
+    def _rtt_ms(self, node: str) -> float:
         """Configured round-trip time between the first visited network and the home agent."""
-        network = next((s.network for s in self._lab.steps if s.network is not None), None)
+        visited = (s.network for s in self.lab.steps if node in self.lab.step_nodes(s))
+        network = next((n for n in visited if n is not None), self.networks.get(node))
         if network is None:
             return 0.0
-        return routes.rtt_ms(self._lab, self._node, network, self.standing.agent) or 0.0
+        return routes.rtt_ms(self.lab, node, network, self.standing.agent) or 0.0
 
     def _settings(self) -> record.Settings:
+        rtt_ms = self._rtt_ms(self._nodes[0])
         return record.Settings(
-            one_way_delay_ms=self._rtt_ms / 2,
-            rtt_ms=self._rtt_ms,
-            probe_interval_ms=self._lab.flow.interval_ms,
-            ike_authentication=self._lab.ike.auth,
-            ike_mobility=self._lab.ike.mobility,
-            data_protected=self._lab.data.protected,
+            one_way_delay_ms=rtt_ms / 2,
+            rtt_ms=rtt_ms,
+            probe_interval_ms=self.lab.flow.interval_ms,
+            ike_authentication=self.lab.ike.auth,
+            ike_mobility=self.lab.ike.mobility,
+            data_protected=self.lab.data.protected,
         )
 
     def _topology(self) -> record.Topology:
         return record.Topology(
             nodes=tuple(
                 record.NodeSummary(name=name, role=node.role)
-                for name, node in self._lab.nodes.items()
+                for name, node in self.lab.nodes.items()
             ),
             links=tuple(
                 record.LinkSummary(
@@ -322,7 +455,7 @@ class Scenario:
                     ends={node: tuple(map(str, ends)) for node, ends in link.ends.items()},
                     delay_ms=link.delay_ms,
                 )
-                for name, link in self._lab.links.items()
+                for name, link in self.lab.links.items()
             ),
         )
 

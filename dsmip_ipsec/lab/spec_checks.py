@@ -164,6 +164,9 @@ def _check_flow(lab: Lab) -> Iterator[Problem]:
     correspondents = [
         name for name, node in lab.nodes.items() if isinstance(node, CorrespondentNode)
     ]
+    for index, node in enumerate(lab.flow.nodes):
+        if node not in lab.mobile_nodes():
+            yield ("flow", "nodes", index), *_unknown("mobile node", node, lab.mobile_nodes())
     named = lab.flow.correspondent
     if named is not None and named not in correspondents:
         yield (
@@ -199,17 +202,21 @@ def _check_steps(lab: Lab) -> Iterator[Problem]:
             continue
         if index != next(i for i, s in enumerate(lab.steps) if s.name == step.name):
             yield (*loc, "name"), f"another step is called '{step.name}' too", "rename one"
-        mobiles = lab.mobile_nodes()
-        if step.node is None and len(mobiles) != 1:
-            yield loc, f"step '{step.name}' must say which node", f"node = {' or '.join(mobiles)}"
-            continue
-        node = lab.step_node(step)
-        if node not in mobiles:
-            yield (*loc, "node"), *_unknown("mobile node", node, mobiles)
-            continue
-        if step.verb in ("block", "kill"):
-            yield from _check_fault(lab, step, loc)
-        else:
+        yield from check_step(lab, step, loc, placed)
+
+
+def check_step(
+    lab: Lab, step: Step, loc: tuple[str | int, ...], placed: dict[str, str]
+) -> Iterator[Problem]:
+    """What is wrong with a step of one verb, done when the mobile nodes are on the links
+    ``placed``, which is brought up to date."""
+    mobiles = lab.mobile_nodes()
+    if step.node is not None and step.node not in mobiles:
+        yield (*loc, "node"), *_unknown("mobile node", step.node, mobiles)
+    elif step.verb in ("block", "impair", "kill"):
+        yield from _check_fault(lab, step, loc)
+    else:
+        for node in lab.step_nodes(step):
             yield from _check_network(lab, step, node, loc, placed)
 
 
@@ -219,6 +226,8 @@ def _check_fault(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[P
         if step.block.node not in forwarding:
             place = (*loc, "block", "node")
             yield place, *_unknown("node that forwards", step.block.node, forwarding)
+    if step.impair is not None and step.impair.link not in lab.links:
+        yield (*loc, "impair", "link"), *_unknown("link", step.impair.link, lab.links)
     if step.kill is not None:
         known = process_names(lab)
         if step.kill not in known:
@@ -228,7 +237,7 @@ def _check_fault(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[P
 def process_names(lab: Lab) -> list[str]:
     """Names of the processes that a lab runs, as ``kill`` takes them."""
     ends = [*lab.home_agents(), *lab.mobile_nodes()]
-    probing = [*lab.mobile_nodes(), lab.correspondent()]
+    probing = [*lab.flow_nodes(), lab.correspondent()]
     return [
         "capture",
         *(f"{what} of {node}" for node in ends for what in ("charon", "daemon")),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +28,7 @@ from dsmip_ipsec.lab.cleanup import Run
 from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name, reqids
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import NodeObserver
-from dsmip_ipsec.lab.processes import Processes
+from dsmip_ipsec.lab.processes import Processes, in_child
 from dsmip_ipsec.lab.routes import LinkAttachment
 from dsmip_ipsec.lab.spec import Lab
 from dsmip_ipsec.lab.spec_models import Block
@@ -207,32 +210,42 @@ class StandingLab:
     # Flows ------------------------------------------------------------------------------------
 
     def _flow_specs(self) -> list[flow.FlowSpec]:
-        """Probes between the (first) mobile node's home addresses and the correspondent."""
-        node = next(iter(self.lab.mobile_nodes().values()))
-        homes: list[IPv4Address | IPv6Address] = [node.home_address]
-        if node.ipv4_home_address is not None:
-            homes.append(node.ipv4_home_address)
+        """Probes between mobile nodes' home addresses and the correspondent."""
         correspondents = [a.ip for a in self.lab.addresses(self.lab.correspondent())]
         settings = self.lab.flow
-        return flow.flows(
-            homes,
-            correspondents,
-            interval_ms=settings.interval_ms,
-            size=settings.size,
-            port=settings.port,
-        )
+        found: list[flow.FlowSpec] = []
+        for name in self.lab.flow_nodes():
+            node = self.lab.mobile_nodes()[name]
+            homes: list[IPv4Address | IPv6Address] = []
+            if "ipv6" in settings.families:
+                homes.append(node.home_address)
+            if "ipv4" in settings.families and node.ipv4_home_address is not None:
+                homes.append(node.ipv4_home_address)
+            found += flow.flows(
+                homes,
+                correspondents,
+                interval_ms=settings.interval_ms,
+                size=settings.size,
+                port=settings.port,
+                node=name,
+                first=len(found),
+            )
+        return found
 
-    def _flow_ends(self) -> list[tuple[str, str]]:
-        """(role, node) of the two ends of all flows."""
-        return [
-            ("mobile_node", next(iter(self.lab.mobile_nodes()))),
-            ("correspondent_node", self.lab.correspondent()),
-        ]
+    def _flow_ends(self) -> dict[str, list[flow.FlowSpec]]:
+        """The flows that each node is an end of."""
+        ends = {
+            node: [spec for spec in self._flows if spec.node == node]
+            for node in self.lab.flow_nodes()
+        }
+        return {**ends, self.lab.correspondent(): self._flows}
 
     async def _start_flows(self) -> None:
-        for role, node in self._flow_ends():
+        ends = self._flow_ends()
+        for node, flows in ends.items():
             plan = self.run.directory / f"{node}-flows.json"
-            document = {"flows": [spec.to_json() for spec in self._flows], "node": role}
+            role = "mobile_node" if node in self.lab.mobile_nodes() else "correspondent_node"
+            document = {"flows": [spec.to_json() for spec in flows], "node": role}
             plan.write_text(json.dumps(document), encoding="utf-8")
             self.processes.start_module(
                 f"flows of {node}",
@@ -241,7 +254,7 @@ class StandingLab:
                 log=self.out / "logs" / f"{node}-flows.log",
                 namespace=self.topology.namespace(node),
             )
-        for _, node in self._flow_ends():
+        for node in ends:
             await self.processes.wait_ready(f"flows of {node}", deadline_s=READY_S)
 
     def _log(self, node: str) -> Path:
@@ -249,11 +262,28 @@ class StandingLab:
 
     async def finish_flows(self) -> list[flow.Series]:
         """End the flows; return what was sent and received of each. Raises LabError."""
-        for _, node in self._flow_ends():
+        ends = self._flow_ends()
+        for node in ends:
             await self.processes.stop(f"flows of {node}", grace_s=10)
-        return flow.merge(
-            self._flows, [flow.NodeLog.load(self._log(node)) for _, node in self._flow_ends()]
-        )
+        return self._series(ends)
+
+    async def flows_so_far(self) -> list[flow.Series]:
+        """What was sent and received of each flow until now. Raises LabError."""
+        ends = self._flow_ends()
+        for node in ends:
+            self._log(node).unlink(missing_ok=True)
+        for node in ends:
+            self.processes[f"flows of {node}"].signal(signal.SIGUSR1)
+        deadline = time.monotonic() + READY_S
+        while not all(self._log(node).exists() for node in ends):
+            self.processes.check()
+            if time.monotonic() > deadline:
+                raise LabError("the flows don't tell what they saw", hint="read their logs")
+            await asyncio.sleep(_POLL_S)
+        return self._series(ends)
+
+    def _series(self, nodes: Iterable[str]) -> list[flow.Series]:
+        return flow.merge(self._flows, [flow.NodeLog.load(self._log(node)) for node in nodes])
 
     # What a step does ---------------------------------------------------------------------------
 
@@ -305,14 +335,47 @@ class StandingLab:
             self.nodes[node].control_socket, name, timeout_s=60.0, **arguments
         )
 
-    async def exchange(self, node: str) -> str:
-        """An IKE exchange begun by the charon of ``node``: "" or what went wrong."""
-        connection = next(n.connection for n in self.nodes.values() if n.connection)
+    async def exchange(self, node: str, mobile_node: str) -> str:
+        """An IKE exchange of ``mobile_node`` and its home agent, begun by the charon of ``node``:
+        "" or what went wrong."""
+        connection = self.nodes[mobile_node].connection
         try:
             await ViciDriver(self.nodes[node].files.vici_socket).probe_exchange(connection)
         except IkeError as error:
             return error.message
         return ""
+
+    async def execute(
+        self,
+        node: str,
+        argv: Sequence[str],
+        *,
+        terminal: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> asyncio.subprocess.Process:
+        """Start a command in the namespace of ``node``, with pipes, or on ``terminal``. It dies
+        with the lab. Raises LabError."""
+        pipe = asyncio.subprocess.PIPE if terminal is None else terminal
+        with netns.descriptors([self.topology.namespace(node)]) as descriptors:
+            namespace = next(iter(descriptors.values()))
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *argv,
+                    stdin=pipe,
+                    stdout=pipe,
+                    stderr=pipe,
+                    env=environment,
+                    start_new_session=True,
+                    preexec_fn=in_child(os.getpid(), namespace, 0, terminal=terminal is not None),
+                )
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                raise LabError(
+                    f"'{argv[0]}' can't be started on {node}: {reason}",
+                    hint="is it installed? a word mustn't have a NUL in it",
+                ) from None
+        self.run.add_process(process.pid, f"{argv[0]} on {node}")
+        return process
 
     def _collect_logs(self) -> None:
         for path in (self.out / "logs").iterdir():

@@ -11,6 +11,7 @@ import cProfile
 import os
 import pstats
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from ipaddress import IPv4Address
@@ -18,15 +19,20 @@ from pathlib import Path
 
 import pytest
 from figures import judge, many_descriptors
-from home_agent_bench import AGENT4, PORT, Bench, MobileNode, home_agent
+from home_agent_bench import AGENT, AGENT4, PORT, Bench, MobileNode, home_agent
 from scapy.layers.inet6 import MIP6MH_BA
 from xfrm_netns import fresh_netns
 
 from dsmip_ipsec.ike.inventory import MobilityMode
+from dsmip_ipsec.ipsec.esp import EspSender
+from dsmip_ipsec.ipsec.model import Algorithm, Mode, SecretKey, SecurityAssociation
 from dsmip_ipsec.kernel.reconciler import Reconciler
+from dsmip_ipsec.wire.ip import IPPROTO_ESP, IPPROTO_MH
+from dsmip_ipsec.wire.mobility import BindingUpdate, encode
+from dsmip_ipsec.wire.options import IPv4CareOfAddress
 from dsmip_ipsec.xfrm.socket import XfrmSocket
 
-NODES = 1000
+NODES = int(os.environ.get("DSMIP_NODES", "1000"))
 UPDATES_A_SECOND = 1000
 MOVES_A_SECOND = 300
 # What the default receive buffer of the daemon's UDP socket holds.
@@ -51,15 +57,38 @@ async def bench(
 
 
 def packed(nodes: Sequence[MobileNode], number: int) -> list[bytes]:
-    return [node.protected(node.update(number), sequence=number) for node in nodes]
+    """By our own ESP: scapy, who judges the answers, needs minutes for so many."""
+    return [_packed(node, number) for node in nodes]
+
+
+def _packed(node: MobileNode, number: int) -> bytes:
+    home = node.home_address
+    care_of = IPv4CareOfAddress(IPv4Address("10.0.0.2"))
+    update = BindingUpdate(number, 100, True, True, options=(care_of,))
+    association = SecurityAssociation(
+        node.spi_up,
+        home,
+        AGENT,
+        Mode.TRANSPORT,
+        node.ids.mirror,
+        aead=Algorithm("rfc4106(gcm(aes))", SecretKey(node.key_up), 128),
+    )
+    sender = EspSender(association, sequence=number)
+    sealed = sender.seal(encode(update, home, AGENT), IPPROTO_MH)
+    header = struct.pack("!IHBB", 6 << 28, len(sealed), IPPROTO_ESP, 64)
+    return header + home.packed + AGENT.packed + sealed
 
 
 async def answered(bench: Bench, count: int, started: float) -> float:
     """Seconds from ``started`` until the daemon has sent ``count`` answers in all."""
     counters = bench.daemon._path._counters
-    async with asyncio.timeout(60):
-        while counters["signalling.sent"] < count:
-            await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(10):
+            while counters["signalling.sent"] < count:
+                await asyncio.sleep(0)
+    except TimeoutError:
+        status = await bench.status()
+        raise AssertionError(f"not {count} answers: {status['counters']}") from None
     return time.perf_counter() - started
 
 

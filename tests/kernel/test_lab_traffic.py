@@ -74,7 +74,7 @@ async def test_probes_are_what_the_captures_saw(
     assert not any(found.dropped for found in files.values())
     logs = [NodeLog.load(tmp_path / f"{node}.json") for node in ("mn", "cn")]
     found = {s.flow.name: (s, analyse(s)) for s in merge(specs(topology), logs)}
-    assert set(found) == {"ipv6-up", "ipv6-down", "ipv4-up", "ipv4-down"}
+    assert set(found) == {"mn-ipv6-up", "mn-ipv6-down", "mn-ipv4-up", "mn-ipv4-down"}
     seen = {end: probes(files[end].path) for end in (("mn", "visited"), ("cn", "shared"))}
     for name, (series, statistics) in found.items():
         assert statistics.sent > 150, name  # 1.5 s of one each 5 ms, less what a busy machine eats
@@ -156,7 +156,7 @@ async def test_interruption_is_measured(lab: tuple[Topology, Processes], tmp_pat
     while not (tmp_path / "mn.json").exists():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
-    assert NodeLog.load(tmp_path / "mn.json").sent["ipv4-up"]
+    assert NodeLog.load(tmp_path / "mn.json").sent["mn-ipv4-up"]
     for name in ("flow-mn", "flow-cn"):
         await processes.stop(name)
     logs = [NodeLog.load(tmp_path / f"{node}.json") for node in ("mn", "cn")]
@@ -182,7 +182,7 @@ async def test_flow_without_an_address_is_refused_not_fatal(tmp_path: Path) -> N
             for name in ("flow-mn", "flow-cn"):
                 assert await processes.stop(name) == 0
     up = NodeLog.load(tmp_path / "mn.json")
-    assert len(up.refused["ipv4-up"]) == len(up.sent["ipv4-up"]) > 0
+    assert len(up.refused["mn-ipv4-up"]) == len(up.sent["mn-ipv4-up"]) > 0
 
 
 async def test_capture_of_an_unknown_interface_fails_by_name(

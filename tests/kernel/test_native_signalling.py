@@ -28,6 +28,7 @@ from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
 from dsmip_ipsec.kernel.mobility_socket import MobilitySocket, ReceivedMobility
 from dsmip_ipsec.kernel.reconciler import Reconciler
 from dsmip_ipsec.lab.netns import enter_descriptor
+from dsmip_ipsec.mobility.types import Binding
 from dsmip_ipsec.xfrm.constants import Mode
 from dsmip_ipsec.xfrm.socket import XfrmSocket
 from dsmip_ipsec.xfrm.types import Algorithm, Key, Replay, Selector, State
@@ -35,12 +36,17 @@ from dsmip_ipsec.xfrm.types import Algorithm, Key, Replay, Selector, State
 IDS = Reqids(signalling=55501, mirror=55502, data=55503)
 HOME, AGENT = IPv6Address("2001:db8:100::100"), IPv6Address("2001:db8:100::1")
 CARE_OF, OTHER = IPv6Address("2001:db8:2::2"), IPv6Address("2001:db8:2::3")
-KEYS = {0x1001: bytes(range(20)), 0x1002: bytes(range(20, 40))}
+HOME4, FAR, FAR4 = IPv4Address("203.0.113.200"), "2001:db8:ffff::1", "198.51.100.1"
+KEYS = {spi: bytes(range(spi & 0xF, 20 + (spi & 0xF))) for spi in (0x1001, 0x1002, 0x2001, 0x2002)}
+BINDING = Binding(
+    home_address=HOME, home_agent=AGENT, care_of_address=CARE_OF, sequence=1, lifetime=600,
+    registered_at=0, expires_at=600,
+)  # fmt: skip
 ROUTER = "2001:db8:2::1"
 
 
 def peering(role: Role) -> Peering:
-    return Peering(role, HOME, None, AGENT, IPv4Address("203.0.113.2"), IDS)
+    return Peering(role, HOME, HOME4, AGENT, IPv4Address("203.0.113.2"), IDS)
 
 
 @dataclass
@@ -52,16 +58,25 @@ class End:
     mobility: MobilitySocket = field(init=False)
     xfrm: XfrmSocket = field(init=False)
     signalling_care_of: IPv6Address | None = None
+    binding: Binding | None = None
 
     async def open(self) -> None:
         self.enter()
         self.mobility = MobilitySocket()
         self.xfrm = XfrmSocket()
-        for source, destination, spi in ((HOME, AGENT, 0x1001), (AGENT, HOME, 0x1002)):
+        for source, destination, spi in (
+            (HOME, AGENT, 0x1001),
+            (AGENT, HOME, 0x1002),
+            (CARE_OF, AGENT, 0x2001),
+            (AGENT, CARE_OF, 0x2002),
+        ):
+            data = spi & 0x2000 != 0
             self.xfrm.add_state(
                 State(
-                    destination=destination, source=source, spi=spi, mode=Mode.TRANSPORT,
-                    reqid=IDS.signalling, replay=Replay(window=32), selector=Selector(),
+                    destination=destination, source=source, spi=spi,
+                    mode=Mode.TUNNEL if data else Mode.TRANSPORT,
+                    reqid=IDS.data if data else IDS.signalling,
+                    replay=Replay(window=32), selector=Selector(),
                     aead=Algorithm("rfc4106(gcm(aes))", Key(KEYS[spi]), 128),
                 )
             )  # fmt: skip
@@ -76,7 +91,7 @@ class End:
 
     def _desired(self, _: Reqids, negotiated: Any) -> DesiredState:
         return desired(
-            peering(self.role), active=True, binding=None, negotiated=negotiated,
+            peering(self.role), active=True, binding=self.binding, negotiated=negotiated,
             signalling_care_of=self.signalling_care_of,
         )  # fmt: skip
 
@@ -105,24 +120,36 @@ class End:
 
 
 class Wire:
-    """What passes on the link, seen from the home agent's end; IPv6 packets of the two ends."""
+    """What each end sends on the link: the IPv6 packets, the mobile node's first.
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        self._socket.bind(("ha0", 0))
-        self._socket.setblocking(False)
+    Only sent frames count: a packet that ESP tunnel mode has taken out shows up on the interface
+    it came by once more, in clear.
+    """
+
+    def __init__(self, mobile_node: End, home_agent: End) -> None:
+        self._sockets = []
+        for end, interface in ((mobile_node, "mn0"), (home_agent, "ha0")):
+            end.enter()
+            tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+            tap.bind((interface, 0))
+            tap.setblocking(False)
+            self._sockets.append(tap)
 
     def packets(self, timeout_s: float = 0.2) -> list[bytes]:
         """All since the last call; waits until nothing came for ``timeout_s``."""
         found = []
-        while select.select([self._socket], [], [], timeout_s)[0]:
-            frame = self._socket.recv(4096)
-            if frame[12:14] == b"\x86\xdd" and frame[20] not in (0, 58):
-                found.append(frame[14:])
+        for tap in self._sockets:
+            while select.select([tap], [], [], timeout_s)[0]:
+                frame, sender = tap.recvfrom(4096)
+                if sender[2] != socket.PACKET_OUTGOING or frame[12:14] != b"\x86\xdd":
+                    continue
+                if frame[20] not in (0, 58):
+                    found.append(frame[14:])
         return found
 
     def close(self) -> None:
-        self._socket.close()
+        for tap in self._sockets:
+            tap.close()
 
 
 @dataclass
@@ -155,8 +182,7 @@ async def bench() -> AsyncIterator[Bench]:
             f"addr add {AGENT}/128 dev lo nodad",
         ):  # fmt: skip
             home_agent.ip(command)
-        home_agent.enter()
-        wire = Wire()
+        wire = Wire(mobile_node, home_agent)
         stack.callback(wire.close)
         for end in (home_agent, mobile_node):
             await end.open()
@@ -246,6 +272,49 @@ async def test_the_next_update_leaves_from_the_new_care_of_address(bench: Bench)
         mn.mobility.send_native(update(), HOME, AGENT)
         assert (await ha.receive()).care_of_address == care_of
     assert all(packet[6] in (50, 60) for packet in bench.wire.packets())
+
+
+@pytest.mark.parametrize("reach", [(str(HOME), FAR), (str(HOME4), FAR4)])
+async def test_payload_of_both_families_goes_by_esp_in_ipv6(
+    bench: Bench, tmp_path: Path, reach: tuple[str, str]
+) -> None:
+    """No UDP, and no home address option: the tunnel's source is the care-of address."""
+    mn, ha = bench.mobile_node, bench.home_agent
+    for end in (ha, mn):
+        end.binding = BINDING
+        await end.reconciler.reconcile()
+    ha.ip(f"addr add {FAR}/128 dev lo nodad")
+    ha.ip(f"addr add {FAR4}/32 dev lo")
+    ha.ip(f"-6 route add {HOME}/128 via {CARE_OF}")
+    ha.ip("addr add 192.0.2.1/24 dev ha0")
+    ha.ip(f"route add {HOME4} via 192.0.2.2")
+    mn.ip(f"addr add {HOME4}/32 dev lo")
+    mn.ip("addr add 192.0.2.2/24 dev mn0")
+    mn.ip("route add default via 192.0.2.1")
+    source, destination = reach
+    family = socket.AF_INET6 if ":" in source else socket.AF_INET
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        ha.enter()
+        server = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+        server.bind((destination, 7))
+        mn.enter()
+        client = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+        client.bind((source, 0))
+        for each in (server, client):
+            each.setblocking(False)
+        bench.wire.packets()
+        await loop.sock_sendto(client, b"there", (destination, 7))
+        async with asyncio.timeout(3):
+            data, sender = await loop.sock_recvfrom(server, 100)
+            await loop.sock_sendto(server, data + b" and back", sender)
+            assert await loop.sock_recv(client, 100) == b"there and back"
+    inner = "ipv6" if family == socket.AF_INET6 else "ip"
+    rows = tshark(bench.wire.packets(), tmp_path, "frame.protocols", "ipv6.src")
+    assert [row[0].removesuffix(":data").removesuffix(":echo") for row in rows] == [
+        f"raw:ipv6:esp:{inner}:udp", f"raw:ipv6:esp:{inner}:udp",
+    ], rows  # fmt: skip
+    assert [row[1].split(",")[0] for row in rows] == [str(CARE_OF), str(AGENT)]
 
 
 async def test_a_home_address_option_without_esp_is_dropped(bench: Bench) -> None:

@@ -93,7 +93,7 @@ def test_what_the_guests_own_file_systems_hide(path: str, shadowed: bool) -> Non
 
 
 def test_keeper_config_survives_json() -> None:
-    config = KeeperConfig(["a"], {"b": "c"}, 1, (2, 3), ["/d"], "/e", "/f", ["/g"])
+    config = KeeperConfig(["a"], {"b": "c"}, 1, (2, 3), ["/d"], {"out": "/e"}, ["/g"])
     assert KeeperConfig.from_json(config.to_json()) == config
 
 

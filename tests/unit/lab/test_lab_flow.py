@@ -154,10 +154,10 @@ def test_flows_of_two_families_and_directions() -> None:
     peer = [ip_address("192.0.2.9"), ip_address("2001:db8::9")]
     found = flows(home, peer, interval_ms=5)
     assert [(f.name, str(f.source), str(f.destination)) for f in found] == [
-        ("ipv6-up", "2001:db8::1", "2001:db8::9"),
-        ("ipv6-down", "2001:db8::9", "2001:db8::1"),
-        ("ipv4-up", "192.0.2.1", "192.0.2.9"),
-        ("ipv4-down", "192.0.2.9", "192.0.2.1"),
+        ("mn-ipv6-up", "2001:db8::1", "2001:db8::9"),
+        ("mn-ipv6-down", "2001:db8::9", "2001:db8::1"),
+        ("mn-ipv4-up", "192.0.2.1", "192.0.2.9"),
+        ("mn-ipv4-down", "192.0.2.9", "192.0.2.1"),
     ]
     assert len({flow.number for flow in found}) == 4
     assert [FlowSpec.from_json(json.loads(json.dumps(f.to_json()))) for f in found] == found
