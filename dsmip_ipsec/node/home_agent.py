@@ -129,9 +129,14 @@ class HomeAgentDaemon(EngineDaemon):
         peering = self._by_reqids[ids]
         associations = list(negotiated)
         retired = self._watch.retired if self._watch is not None else frozenset()
+        # Without SA and binding there is nothing of that node here. Nor does a BU get in then: the
+        # sockets take nothing but what ESP has let through.
+        signalling = any(
+            sa.reqid == ids.signalling and sa.spi not in retired for sa in associations
+        )
         return desired(
             peering,
-            active=True,  # before IKE has an SA for them, BU and BA are blocked
+            active=signalling,
             binding=self._bindings.get(peering.home_address),
             negotiated=associations,
             esp_care_of=self._esp_care_of.get(peering.home_address),
