@@ -18,8 +18,8 @@ from typing import Any
 
 import dsmip_ipsec
 from dsmip_ipsec.errors import DsmipError, LabError
+from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import flow, record, routes
-from dsmip_ipsec.lab.deploy import reqids
 from dsmip_ipsec.lab.expectations import Observation, judge
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.spec import Expect, Lab, Step
@@ -315,7 +315,7 @@ class Scenario:
     def _share(self, agent: record.NodeState, node: str) -> record.NodeState:
         """What of the home agent's state belongs to one mobile node."""
         declared = self.lab.mobile_nodes()[node]
-        ids = reqids(self._nodes.index(node))
+        ids = numbered_reqids(self._nodes.index(node))
         addresses = {str(declared.home_address), str(declared.ipv4_home_address)}
         return agent.model_copy(
             update={
