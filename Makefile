@@ -13,7 +13,8 @@ OUT ?= lab-out
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping strongswan-swanctl \
-            charon-systemd libstrongswan-standard-plugins openssl tshark tcpdump
+            charon-systemd libstrongswan-standard-plugins libcharon-extra-plugins openssl tshark \
+            tcpdump radvd
 
 # What tests need beyond that: a browser that judges the HTML report.
 TEST_PACKAGES := chromium

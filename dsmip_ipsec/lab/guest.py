@@ -1,119 +1,60 @@
-"""User-Mode-Linux guests: run one command on another kernel, without root on the host.
+"""Guests: run one command on another kernel, without root on the host.
 
-Debian's ``linux.uml`` boots on the host's own root file system (hostfs, read-only), runs one
-command as the guest's root and streams its output back. On the host it runs as an ordinary user:
-the one who calls, or ``nobody`` when that is root. See guest_keeper.py for what confines it, and
-guest_code.py for how it comes to see the project's files.
+A guest boots on the host's own root file system (read-only), runs one command as the guest's root
+and streams its output back. On the host it runs as an ordinary user: the one who calls, or
+``nobody`` when that is root. See guest_keeper.py for what confines it, guest_code.py for how it
+comes to see the project's files, guest_init.py for what it does when it starts.
+
+Here are what all kinds of guests have in common, and Debian's User-Mode Linux; see guest_qemu.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import pwd
 import secrets
 import shutil
 import signal
 import socket
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dsmip_ipsec.errors import GuestError, LabError
 from dsmip_ipsec.lab import guest_code, guest_keeper
 from dsmip_ipsec.lab.guest_console import GuestConsole, GuestEnded
-from dsmip_ipsec.lab.guest_init import InitSpec, render_init
+from dsmip_ipsec.lab.guest_init import UML, InitSpec, Machine, render_init
 from dsmip_ipsec.lab.guest_output import OutputLines
+from dsmip_ipsec.lab.guest_share import collect_share as collect_share
+from dsmip_ipsec.lab.guest_share import guest_user as guest_user
+from dsmip_ipsec.lab.guest_share import prepare_share as prepare_share
 from dsmip_ipsec.lab.guest_stream import STREAM_VARIABLE, pump
+from dsmip_ipsec.lab.pace import PACE_VARIABLE
 
-_STREAM_DEVICE = "/dev/ttyS2"
 INSTALL_HINT = "apt-get install user-mode-linux kmod"
 
 
-def guest_user() -> guest_code.User | None:
-    """uid and gid that guests run as: ``nobody`` when we are root, else None (who we are)."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        entry = pwd.getpwnam("nobody")
-    except KeyError:
-        return (65534, 65534)
-    return (entry.pw_uid, entry.pw_gid)
+@dataclass(frozen=True)
+class Start:
+    """What starts a guest's kernel. ``argv``: see KeeperConfig. ``writable`` and ``groups``: beyond
+    what each guest needs, paths that it may write to and groups of the host that it is in."""
+
+    argv: list[str]
+    env: dict[str, str]
+    writable: list[str] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
 
 
-def find_uml() -> str:
-    """Path of ``linux.uml``. Raises LabError when it isn't installed."""
-    found = shutil.which("linux.uml", path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin")
-    if found is None:
-        raise LabError("linux.uml, the guest kernel, is not installed", hint=INSTALL_HINT)
-    return found
+class Guest:
+    """One guest, one command. ``ready_after_s`` says, once it ran, how long it took to boot.
 
-
-def prepare_share(share: Path) -> None:
-    """Make ``share`` a directory that the guest can write to (0700, owned by its user).
-
-    An existing directory is taken over only while it is empty. Raises LabError.
+    A kind of guest tells its :attr:`machine` and how it is started.
     """
-    user = guest_user()
-    try:
-        share.mkdir(mode=0o700, parents=False, exist_ok=True)
-        info = share.stat()
-        owner = os.geteuid() if user is None else user[0]
-        if info.st_uid != owner:
-            if user is None or any(share.iterdir()):
-                raise LabError(
-                    f"{share} belongs to another user than the guest's",
-                    hint="give the guest a new or an empty directory",
-                )
-            os.chown(share, *user)
-    except OSError as error:
-        raise LabError(
-            f"can't prepare the directory {share} for the guest: {error.strerror}",
-            hint="give the guest a new directory in one that exists",
-        ) from error
-    if "," in str(share) or "\n" in str(share):
-        raise LabError(f"comma or line break in {share}", hint="choose another name")
-    if not guest_code.reaches(share, user):
-        raise LabError(
-            f"the guest's user can't reach {share}",
-            hint="use a directory below one that all users may enter, such as /tmp",
-        )
 
-
-def collect_share(share: Path, destination: Path) -> list[Path]:
-    """Copy what the guest left in ``share``; returns the files written, relative.
-
-    Only regular files and directories: the guest chose the names and could have left a link to
-    some file of the host for us, as root, to read or to overwrite. What only
-    its owner may read, since it holds keys, stays so.
-    """
-    written: list[Path] = []
-    for directory, names, files, directory_fd in os.fwalk(share, follow_symlinks=False):
-        here = Path(directory).relative_to(share)
-        (destination / here).mkdir(parents=True, exist_ok=True)
-        if here.parts:
-            (destination / here).chmod(os.fstat(directory_fd).st_mode & 0o777)
-        names.sort()
-        for name in sorted(files):
-            if not stat.S_ISREG(os.lstat(name, dir_fd=directory_fd).st_mode):
-                continue
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            source = os.open(name, flags, dir_fd=directory_fd)
-            mode = os.fstat(source).st_mode & 0o777
-            target = destination / here / name
-            target.unlink(missing_ok=True)  # an older one may have another mode
-            created = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with open(source, "rb") as reader, open(created, "wb") as writer:
-                shutil.copyfileobj(reader, writer)
-            written.append(here / name)
-    return written
-
-
-class UmlGuest:
-    """One guest, one command. ``ready_after_s`` says, once it ran, how long it took to boot."""
+    machine: Machine
 
     def __init__(
         self,
@@ -122,14 +63,15 @@ class UmlGuest:
         console_log: Path,
         mem_mb: int = 1024,
         visible: Sequence[Path] = (),
-        boot_s: float = 60.0,
-        silence_s: float = 60.0,
+        boot_s: float | None = None,
+        silence_s: float | None = None,
         keep: bool = False,
         orphans: Sequence[Path] = (),
     ) -> None:
         """``share``: see prepare_share. ``visible``: directories the command needs besides our
-        code. ``silence_s``: no heartbeat for so long means hung. ``keep``: leave the run's
-        directory behind. ``orphans``: directories to remove, too, when this process is killed."""
+        code. ``boot_s``: by then it is ready; ``silence_s``: no heartbeat for so long means hung
+        (both 60, times the machine's pace). ``keep``: leave the run's directory behind.
+        ``orphans``: directories to remove, too, when this process is killed."""
         self.share = Path(os.path.abspath(share))
         self.console_log = Path(os.path.abspath(console_log))
         if self.share in self.console_log.parents:
@@ -139,8 +81,8 @@ class UmlGuest:
             )
         self.mem_mb = mem_mb
         self.visible = list(visible)
-        self.boot_s = boot_s
-        self.silence_s = silence_s
+        self._boot_s = boot_s
+        self._silence_s = silence_s
         self.keep = keep
         self.orphans = list(orphans)
         self.ready_after_s: float | None = None
@@ -168,7 +110,7 @@ class UmlGuest:
         """
         if not argv or any("\0" in word for word in argv):
             raise LabError("no command for the guest, or a NUL in it", hint="pass a list of words")
-        uml = find_uml()
+        self.find_parts()
         prepare_share(self.share)
         started = time.monotonic()
         nonce = secrets.token_hex(16)
@@ -188,17 +130,21 @@ class UmlGuest:
                 # Our own code, however this process came by it.
                 env={
                     "PYTHONPATH": guest_code.python_path(),
-                    **({} if stream is None else {STREAM_VARIABLE: _STREAM_DEVICE}),
+                    PACE_VARIABLE: f"{self.pace:g}",
+                    **({} if stream is None else {STREAM_VARIABLE: self.machine.stream}),
                     **(env or {}),
                 },
-                stream="" if stream is None else _STREAM_DEVICE,
+                machine=self.machine,
                 cwd=str(cwd),
                 mounts=guest_code.make_visible(
-                    guest_code.code_roots(self.visible), user, stage_dir
+                    guest_code.code_roots([*self.visible, *self.parts()]),
+                    user,
+                    stage_dir,
+                    listing=self.machine.listing,
                 ),
             )
             self._write_init(run_dir / "init", render_init(spec), user)
-            console = self._spawn(uml, run_dir, mem_dir, user)
+            console = self._spawn(run_dir, mem_dir, user)
             loop.add_reader(self._fifos["out"], self._on_output, lines, console)
             loop.add_reader(self._fifos["ctl"], self._on_heartbeat, console)
             pumping: asyncio.Future[None] | None = None
@@ -222,6 +168,33 @@ class UmlGuest:
         finally:
             self._end()
 
+    # -- what a kind of guest says of itself
+
+    @property
+    def pace(self) -> float:
+        """How many times slower than the host it may be, seen by its deadlines."""
+        return 1.0
+
+    @property
+    def boot_s(self) -> float:
+        return 60.0 * self.pace if self._boot_s is None else self._boot_s
+
+    @property
+    def silence_s(self) -> float:
+        return 60.0 * self.pace if self._silence_s is None else self._silence_s
+
+    def find_parts(self) -> None:
+        """Look for what must be installed. Raises LabError, with how to install it."""
+        raise NotImplementedError
+
+    def parts(self) -> list[Path]:
+        """Directories of the host that the guest needs for its own sake."""
+        return []
+
+    def start(self, run_dir: Path, mem_dir: Path, user: guest_code.User | None) -> Start:
+        """How it is started; ``run_dir/init`` is there. Raises LabError."""
+        raise NotImplementedError
+
     # -- start
 
     def _make_directories(self, user: guest_code.User | None) -> tuple[Path, Path]:
@@ -230,16 +203,16 @@ class UmlGuest:
         run_dir = self._mkdtemp([tempfile.gettempdir(), "/tmp", "/var/tmp"], user, 1)  # noqa: S108
         if user is not None:  # others have no business in a copy of root's files
             os.chown(run_dir, -1, user[1])
-        run_dir.chmod(0o710)
+        run_dir.chmod(0o750)  # to be read as well: QEMU opens each directory that it looks into
         mem_dir = self._mkdtemp(
             ["/dev/shm", str(run_dir), "/tmp", "/var/tmp"],  # noqa: S108
             user,
-            self.mem_mb,
+            self.machine.file_backed * self.mem_mb,
             prefix=f"{run_dir.name}-",  # so that one can see what belongs together
         )
-        uml_dir = run_dir / "uml"
-        uml_dir.mkdir(mode=0o700)
-        for directory in (mem_dir, uml_dir):
+        scratch = run_dir / self.machine.name  # the kernel's or the emulator's own
+        scratch.mkdir(mode=0o700)
+        for directory in (mem_dir, scratch):
             if user is not None:
                 os.chown(directory, *user)
         self.run_dir = run_dir
@@ -280,33 +253,22 @@ class UmlGuest:
         if user is not None:
             os.chown(path, *user)
 
-    def _spawn(
-        self, uml: str, run_dir: Path, mem_dir: Path, user: guest_code.User | None
-    ) -> GuestConsole:
+    def _spawn(self, run_dir: Path, mem_dir: Path, user: guest_code.User | None) -> GuestConsole:
         for name in ("out", "ctl", "from", "to"):
             os.mkfifo(run_dir / name, 0o600)
             # Opened for both ways, a FIFO never reports its end: the console does.
             self._fifos[name] = os.open(run_dir / name, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        start = self.start(run_dir, mem_dir, user)
         config = guest_keeper.KeeperConfig(
-            argv=[
-                uml,
-                f"mem={self.mem_mb}M",
-                f"uml_dir={run_dir}/uml",
-                "umid=guest",
-                "rootfstype=hostfs",
-                "rootflags=/",
-                "ro",
-                f"init={run_dir}/init",
-                "con=null",
-                "con0=fd:0,fd:1",
-                "ssl0=null,fd:{out}",
-                "ssl1=null,fd:{ctl}",
-                "ssl2=fd:{to},fd:{from}",
-            ],
-            env={"PATH": "/usr/bin:/bin", "TMPDIR": str(mem_dir), "HOME": str(mem_dir)},
+            argv=start.argv,
+            env=start.env,
             parent_pid=os.getpid(),
             user=user,
-            writable=[str(self.share), str(run_dir / "uml"), str(mem_dir)],
+            writable=[
+                *(str(self.share), str(run_dir / self.machine.name), str(mem_dir)),
+                *start.writable,
+            ],
+            groups=start.groups,
             fifos={name: str(run_dir / name) for name in self._fifos},
             remove=[] if self.keep else [str(path) for path in self._directories],
             remove_if_orphaned=[] if self.keep else [str(path) for path in self.orphans],
@@ -382,6 +344,41 @@ class UmlGuest:
             self._directories.clear()
 
 
+def find_uml() -> str:
+    """Path of ``linux.uml``. Raises LabError when it isn't installed."""
+    found = shutil.which("linux.uml", path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin")
+    if found is None:
+        raise LabError("linux.uml, the guest kernel, is not installed", hint=INSTALL_HINT)
+    return found
+
+
+class UmlGuest(Guest):
+    """Debian's user-mode-linux: a kernel that is an ordinary program, ready in two seconds."""
+
+    machine = UML
+
+    def find_parts(self) -> None:
+        find_uml()
+
+    def start(self, run_dir: Path, mem_dir: Path, user: guest_code.User | None) -> Start:
+        argv = [
+            find_uml(),
+            f"mem={self.mem_mb}M",
+            f"uml_dir={run_dir}/uml",
+            "umid=guest",
+            "rootfstype=hostfs",
+            "rootflags=/",
+            "ro",
+            f"init={run_dir}/init",
+            "con=null",
+            "con0=fd:0,fd:1",
+            "ssl0=null,fd:{out}",
+            "ssl1=null,fd:{ctl}",
+            "ssl2=fd:{to},fd:{from}",
+        ]
+        return Start(argv, {"PATH": "/usr/bin:/bin", "TMPDIR": str(mem_dir), "HOME": str(mem_dir)})
+
+
 async def run_in_guest(
     argv: Sequence[str],
     *,
@@ -394,11 +391,12 @@ async def run_in_guest(
     cwd: Path | str = "/",
     visible: Sequence[Path] = (),
     keep: bool = False,
+    kind: type[Guest] = UmlGuest,
 ) -> int:
-    """Run one command in a new guest; see :class:`UmlGuest`."""
-    guest = UmlGuest(
-        share=share, console_log=console_log, mem_mb=mem_mb, visible=visible, keep=keep
-    )
+    """Run one command in a new guest of this kind; see :class:`Guest`. ``deadline_s`` is what the
+    host's kernel would be given; it is multiplied by the guest's pace."""
+    guest = kind(share=share, console_log=console_log, mem_mb=mem_mb, visible=visible, keep=keep)
+    deadline_s *= guest.pace
     return await guest.run(argv, env=env, cwd=cwd, deadline_s=deadline_s, on_line=on_line)
 
 
@@ -443,6 +441,7 @@ def run_in_guest_sync(
     cwd: Path | str = "/",
     visible: Sequence[Path] = (),
     keep: bool = False,
+    kind: type[Guest] = UmlGuest,
 ) -> int:
     """run_in_guest for programs without a loop: call it from the main thread."""
     return run_until_signal(
@@ -457,5 +456,6 @@ def run_in_guest_sync(
             cwd=cwd,
             visible=visible,
             keep=keep,
+            kind=kind,
         )
     )

@@ -106,10 +106,13 @@ def _run_as(user: User | None, command: list[str]) -> subprocess.CompletedProces
     )
 
 
-def _cover(path: Path, user: User | None) -> Path | None:
-    """The topmost ancestor that ``user`` can't search (None: all of them can be)."""
+def _cover(path: Path, user: User | None, *, listing: bool = False) -> Path | None:
+    """The topmost ancestor that ``user`` can't search (None: all of them can be), or, with
+    ``listing``, can't read."""
     for ancestor in reversed(path.parents):
         if not reaches(ancestor, user):
+            return ancestor
+        if listing and _run_as(user, ["test", "-r", str(ancestor)]).returncode != 0:
             return ancestor
     return None
 
@@ -149,11 +152,14 @@ def stage(source: Path, target: Path) -> None:
             _stage_file(os.path.join(directory, name), os.path.join(there, name))
 
 
-def make_visible(roots: Sequence[Path], user: User | None, stage_dir: Path) -> list[Mount]:
+def make_visible(
+    roots: Sequence[Path], user: User | None, stage_dir: Path, *, listing: bool = False
+) -> list[Mount]:
     """The mounts with which a guest run by ``user`` sees each root at its path on the host.
 
-    ``user`` None means the user that we are, who can read what we can. Raises LabError when a
-    root can't be staged.
+    ``user`` None means the user that we are, who can read what we can. ``listing``: directories
+    above a root must be readable, too, for the guest to look into them. Raises LabError when a root
+    can't be staged.
     """
     mounts: list[Mount] = []
     for number, root in enumerate(roots):
@@ -161,7 +167,10 @@ def make_visible(roots: Sequence[Path], user: User | None, stage_dir: Path) -> l
             raise LabError(f"{root} doesn't exist", hint="name an existing file or directory")
         source = root
         cover = None
-        if user is not None and first_unreadable([root], user) is not None:
+        if user is not None and (
+            first_unreadable([root], user) is not None
+            or (listing and _cover(root, user, listing=True) is not None)
+        ):
             source = stage_dir / str(number)
             try:
                 stage(root, source)
@@ -171,7 +180,7 @@ def make_visible(roots: Sequence[Path], user: User | None, stage_dir: Path) -> l
                     hint=f"make {root} and the directories above it readable for all users, "
                     "or free space in the temporary directory",
                 ) from error
-            cover = _cover(root, user)
+            cover = _cover(root, user, listing=listing)
         if source == root and not is_shadowed(root):
             continue
         if not root.is_dir():

@@ -92,9 +92,9 @@ class GuestConsole:
 
     def _listen(self) -> None:
         """In the thread: wait for the marks, then for the end."""
-        failed = re.escape(FAILED_MARK.encode()) + rb"([^\r\n]*)\r?\n"
-        panic = rb"(Kernel panic - not syncing[^\r\n]*)\r?\n"
-        keeper = rb"(guest keeper: cannot start the guest[^\r\n]*)\r?\n"
+        failed = re.escape(FAILED_MARK.encode()) + rb"([^\r\n]*)\r*\n"
+        panic = rb"(Kernel panic - not syncing[^\r\n]*)\r*\n"
+        keeper = rb"(guest keeper: cannot start the guest[^\r\n]*)\r*\n"
         ready = re.escape(READY_MARK.encode())
         try:
             found = self._child.expect([ready, failed, panic, keeper, pexpect.EOF])

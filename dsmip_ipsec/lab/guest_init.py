@@ -44,6 +44,46 @@ class Mount:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """How init finds the host from one kind of guest.
+
+    ``prepare``: commands that must come first. ``bind`` and ``share``: commands that mount a host
+    directory at the path that follows, or the share; ``{source}`` is the host's path. The three
+    devices are for the output, the heartbeat and the stream; ``terminals``: they are serial lines.
+    ``modules``: where directories named after releases are. ``file_backed``: its memory is a file.
+    ``listing``: the host's directories must be readable for its user, not only searchable.
+    """
+
+    name: str
+    bind: str
+    share: str
+    output: str
+    heartbeat: str
+    stream: str
+    terminals: bool
+    modules: str
+    file_backed: bool
+    prepare: str = ""
+    listing: bool = False
+
+
+UML = Machine(
+    name="uml",
+    bind="mount -t hostfs -o ro,{source} none",
+    share="mount -t hostfs -o {source} none",
+    output="/dev/ttyS0",
+    heartbeat="/dev/ttyS1",
+    stream="/dev/ttyS2",
+    terminals=True,
+    modules="/usr/lib/uml/modules",
+    file_backed=True,
+)
+
+# The host's root stays within reach below, without what the guest mounts over it.
+HOST_ROOT = GUEST_DIR / "host"
+
+
+@dataclass(frozen=True)
 class InitSpec:
     argv: Sequence[str]
     share: Path
@@ -52,9 +92,8 @@ class InitSpec:
     cwd: str = "/"
     mounts: Sequence[Mount] = ()
     hostname: str = "dsmip-guest"
-    modules_dir: str = "/usr/lib/uml/modules"
     heartbeat_s: int = 2
-    stream: str = ""  # device of the stream (see guest_stream.py), where there is one
+    machine: Machine = UML
 
 
 def is_shadowed(path: Path) -> bool:
@@ -73,7 +112,7 @@ def render_init(spec: InitSpec) -> str:
         "TERM": "dumb",
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",  # the code is read-only here; existing .pyc are used
-        "DSMIP_GUEST": "uml",
+        "DSMIP_GUEST": spec.machine.name,
         "DSMIP_SHARE": str(GUEST_SHARE),
         **spec.env,
     }
@@ -82,8 +121,17 @@ def render_init(spec: InitSpec) -> str:
         f"[ ! -d {path} ] || mount -t tmpfs -o mode={mode} tmpfs {path} || fail {path}"
         for path, mode in TMPFS
     )
-    device = shlex.quote(spec.stream)
-    stream = f"stty -F {device} raw -echo || fail stream\n" if spec.stream else ""
+    machine = spec.machine
+    devices = (machine.output, machine.heartbeat, machine.stream)
+    lines_up = "\n".join(
+        f"stty -F {device} raw -echo || fail {device}"
+        if machine.terminals
+        # Ports turn up a moment after their driver was loaded.
+        else f"n=0; until [ -c {device} ]; do n=$((n+1)); [ $n -lt 600 ] || fail {device}; "
+        "sleep 0.05; done"
+        for device in devices
+    )
+    share = machine.share.format(source=shlex.quote(str(spec.share)))
     covers: list[Path] = []
     lines: list[str] = []
     for mount in spec.mounts:
@@ -92,10 +140,8 @@ def render_init(spec: InitSpec) -> str:
             covers.append(mount.cover)
             over = shlex.quote(str(mount.cover))
             lines.append(f"mount -t tmpfs -o mode=0755 tmpfs {over} || fail {over}")
-        source = shlex.quote(f"ro,{mount.source}")
-        lines.append(
-            f"mkdir -p {target} && mount -t hostfs -o {source} none {target} || fail {target}"
-        )
+        bind = machine.bind.format(source=shlex.quote(str(mount.source)))
+        lines.append(f"mkdir -p {target} && {bind} {target} || fail {target}")
     return f"""\
 #!/bin/sh
 PATH={SBIN_PATH}
@@ -118,10 +164,10 @@ ln -sf /proc/self/fd/2 /dev/stderr
 [ -c /dev/net/tun ] || mknod -m 0666 /dev/net/tun c 10 200 || fail /dev/net/tun
 {tmpfs}
 mkdir -p {GUEST_SHARE} {GUEST_HOME} {GUEST_DIR}/bin {GUEST_DIR}/modules/lib/modules /run/lock
-mount -t hostfs -o {shlex.quote(str(spec.share))} none {GUEST_SHARE} || fail share
+{machine.prepare}{share} {GUEST_SHARE} || fail share
 {chr(10).join(lines)}
 # The modules lie outside /lib/modules, which a small host may not even have.
-ln -s {shlex.quote(spec.modules_dir)}/"$(uname -r)" {GUEST_DIR}/modules/lib/modules/ || fail modules
+ln -s {shlex.quote(machine.modules)}/"$(uname -r)" {GUEST_DIR}/modules/lib/modules/ || fail modules
 # For one AES-GCM SA the crypto API asks for some twenty names one by one. Of those, composed ones
 # ("gcm(aes)") and alternatives ("aes-all") are no modules here; not to look costs a second less.
 cat >{GUEST_DIR}/bin/modprobe <<'END'
@@ -135,16 +181,18 @@ echo {GUEST_DIR}/bin/modprobe >/proc/sys/kernel/modprobe || fail modprobe
 [ -d /proc/sys/net/ipv6 ] || {GUEST_DIR}/bin/modprobe ipv6 || fail ipv6
 echo {shlex.quote(spec.hostname)} >/proc/sys/kernel/hostname
 ip link set lo up || fail lo
-# ttyS0 carries the command's output and, last, its status; ttyS1 the heartbeat; ttyS2 the stream;
-# the console is the kernel's. So nothing of the four can garble another.
-stty -F /dev/ttyS0 raw -echo || fail ttyS0
-{stream}while :; do echo >/dev/ttyS1; sleep {spec.heartbeat_s}; done &
+# One device carries the command's output and, last, its status, one the heartbeat, one the
+# stream; the console is the kernel's. So nothing of the four can garble another. The first is
+# opened once: a virtio port takes one opener at a time, and the command may leave it open.
+{lines_up}
+exec 3>{machine.output} || fail {machine.output}
+while :; do echo >{machine.heartbeat}; sleep {spec.heartbeat_s}; done 3>&- &
 cd {shlex.quote(spec.cwd)} || fail {shlex.quote(spec.cwd)}
 echo "{READY_MARK}"
-setsid -w {shlex.join(words)} >/dev/ttyS0 2>&1
+setsid -w {shlex.join(words)} >&3 2>&1 3>&-
 status=$?
 # Written data is on the host at once; this is for files that are still mapped.
 sync
-echo {shlex.quote(spec.nonce)} "$status" >/dev/ttyS0
+echo {shlex.quote(spec.nonce)} "$status" >&3
 rest
 """

@@ -1,4 +1,4 @@
-"""Keeper of one guest: a small process between us and ``linux.uml``.
+"""Keeper of one guest: a small process between us and ``linux.uml`` or QEMU.
 
 Run by path with an isolated interpreter (``python -I -S guest_keeper.py CONFIG.json``), so it
 imports the standard library only. It has three duties:
@@ -64,10 +64,11 @@ class KeeperConfig:
     env: dict[str, str]
     parent_pid: int
     user: tuple[int, int] | None  # uid, gid to become; None: stay who we are
-    writable: list[str]  # directories that linux.uml may write beneath
+    writable: list[str]  # directories that the guest may write beneath, or devices
     fifos: dict[str, str]  # name in argv: path; the guest reads from `to` and writes to the others
     remove: list[str]  # directories to remove at the end
     remove_if_orphaned: list[str] = field(default_factory=list)  # when our starter is gone
+    groups: list[int] = field(default_factory=list)  # supplementary ones to be in, with ``user``
     namespace: bool = True  # try for a PID namespace
 
     def to_json(self) -> str:
@@ -120,9 +121,8 @@ def restrict_writes(writable: list[str]) -> int:
     attr = struct.pack("=QQQ", rights, NET_TCP, SCOPE)[: 8 if abi < 4 else 16 if abi < 6 else 24]
     ruleset = _syscall(SYS_LANDLOCK_CREATE_RULESET, attr, ctypes.c_size_t(len(attr)), 0)
     # A file may be given write and truncate only. O_PATH needs no permission on it.
-    for path, allowed in [(p, rights) for p in writable] + [
-        (p, rights & (FS_WRITE_FILE | FS_TRUNCATE)) for p in ("/dev/null", "/dev/zero")
-    ]:
+    for path in [*writable, "/dev/null", "/dev/zero"]:
+        allowed = rights if os.path.isdir(path) else rights & (FS_WRITE_FILE | FS_TRUNCATE)
         beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
         # struct landlock_path_beneath_attr (packed): allowed_access u64, parent_fd s32
         rule = struct.pack("=Qi", allowed, beneath)
@@ -136,7 +136,7 @@ def restrict_writes(writable: list[str]) -> int:
 def _confine(config: KeeperConfig) -> None:
     if config.user is not None:
         uid, gid = config.user
-        os.setgroups([])
+        os.setgroups(config.groups)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)  # all three: the kernel clears every capability set
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -241,8 +241,8 @@ def keep(config: KeeperConfig) -> int:
         starter = os.pidfd_open(config.parent_pid)
         if os.getppid() != config.parent_pid:
             return 1  # gone already, and its number perhaps somebody else's
-        # Reading and writing: without a writer, `to` would be at its end.
-        modes = {name: os.O_RDWR if name == "to" else os.O_WRONLY for name in config.fifos}
+        # The starter has them open both ways, so `to` has a writer: not at its end, nor blocking.
+        modes = {name: os.O_RDONLY if name == "to" else os.O_WRONLY for name in config.fifos}
         fds = {
             name: os.open(path, modes[name] | os.O_CLOEXEC) for name, path in config.fifos.items()
         }

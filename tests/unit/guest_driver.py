@@ -28,11 +28,13 @@ import json, os, sys
 from pathlib import Path
 from dsmip_ipsec.errors import DsmipError
 from dsmip_ipsec.lab.guest import UmlGuest, run_until_signal
+from dsmip_ipsec.lab.guest_qemu import QemuGuest
 told = json.loads(sys.argv[1])
 directory = Path(told["directory"])
-guest = UmlGuest(share=directory / "share", console_log=directory / "console.log",
-                 mem_mb=told["mem_mb"], silence_s=told["silence_s"],
-                 visible=[Path(path) for path in told["visible"]])
+kind = {"uml": UmlGuest, "qemu": QemuGuest}[told["kind"]]
+guest = kind(share=directory / "share", console_log=directory / "console.log",
+             mem_mb=told["mem_mb"], silence_s=told["silence_s"],
+             visible=[Path(path) for path in told["visible"]])
 def on_line(line):
     if not told.setdefault("run", ""):
         told["run"] = guest.run_dir.name
@@ -166,7 +168,8 @@ def driver(
     *,
     user: tuple[int, int] | None = None,
     deadline_s: float = 60.0,
-    silence_s: float = 60.0,
+    silence_s: float | None = None,
+    kind: str = "uml",
     mem_mb: int = 256,
     env: dict[str, str] | None = None,
     cwd: str = "/",
@@ -187,6 +190,7 @@ def driver(
     told = {
         "directory": str(directory),
         "argv": list(argv),
+        "kind": kind,
         "deadline_s": deadline_s,
         "silence_s": silence_s,
         "mem_mb": mem_mb,

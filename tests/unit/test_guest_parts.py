@@ -69,7 +69,7 @@ def test_init_script_is_valid_and_quotes_everything() -> None:
     )
     script = render_init(spec)
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)
-    command = script.split("\nsetsid -w ")[1].split(" >/dev/ttyS0")[0]
+    command = script.split("\nsetsid -w ")[1].split(" >&3")[0]
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=True)
     assert done.stdout.decode().split("\0")[:-1] == NASTY
     # The directory that nobody may look into is covered before anything is mounted below it.
@@ -93,7 +93,7 @@ def test_what_the_guests_own_file_systems_hide(path: str, shadowed: bool) -> Non
 
 
 def test_keeper_config_survives_json() -> None:
-    config = KeeperConfig(["a"], {"b": "c"}, 1, (2, 3), ["/d"], {"out": "/e"}, ["/g"])
+    config = KeeperConfig(["a"], {"b": "c"}, 1, (2, 3), ["/d"], {"out": "/e"}, ["/f"], ["/g"], [4])
     assert KeeperConfig.from_json(config.to_json()) == config
 
 
