@@ -239,9 +239,8 @@ class Expect(Table):
     that the node is in (``false``: neither holds any). ``nat_detected``, ``udp_encapsulation``:
     of that binding. ``ike_alive``: an exchange succeeds in each direction. ``sad_consistent``:
     both ends hold the same SAs. ``security_associations``, ``policies``: how many of ours each
-    end holds (not counted: the home agent's that block BU and BA of a node without SAs).
-    ``data``: every flow delivers (``false``: none does). ``interruption_max``: of each flow.
-    ``lost_max``: probes of each flow.
+    end holds. ``data``: every flow delivers (``false``: none does). ``interruption_max``: of each
+    flow. ``lost_max``: probes of each flow.
     """
 
     binding: bool | None = None
