@@ -13,12 +13,13 @@ OUT ?= lab-out
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping strongswan-swanctl \
-            charon-systemd libstrongswan-standard-plugins openssl tshark tcpdump
+            charon-systemd libstrongswan-standard-plugins libcharon-extra-plugins openssl tshark \
+            tcpdump radvd
 
 # What tests need beyond that: a browser that judges the HTML report.
 TEST_PACKAGES := chromium
 
-.PHONY: lab test test-unit test-userspace test-kernel test-handover test-faults bench lint install packages clean
+.PHONY: lab test test-unit test-plugin test-userspace test-kernel test-handover test-faults bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -33,6 +34,7 @@ lab: install
 test: install
 	$(MAKE) test-unit
 	$(MAKE) test-handover
+	$(MAKE) test-plugin
 	$(MAKE) test-userspace
 	@echo "Now kernel tests and faults, side by side: five minutes."
 	$(MAKE) -j2 --output-sync=target test-kernel test-faults
@@ -43,6 +45,10 @@ test-unit: install
 
 test-handover: install
 	$(BIN)/pytest -q tests/lab/test_nat_handover.py
+
+# Installs the package from its wheel and runs docs/examples with it, two guests at once.
+test-plugin: install
+	$(BIN)/pytest -q tests/lab/test_pytest_plugin.py
 
 # On this machine's own kernel, which needs no ESP for it, but root; else in a guest.
 test-userspace: install

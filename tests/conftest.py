@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+# Ours, as those who use it have it by its entry point; and what tests a plugin.
+pytest_plugins = ["dsmip_ipsec.pytest_plugin", "pytester"]
+
 KERNEL_TESTS = Path(__file__).parent / "kernel"
 HOW = "Run it with: python -m dsmip_ipsec.lab.guest_pytest (in a guest kernel; needs no root)"
 

@@ -80,7 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.action == "revoke":
         for each in store.revoke(arguments.identity, now=now):
             print(f"revoked {each.serial:x} of {each.identity}")
-        print(f"bring {store.revocation_list_file} to every node's x509crl/, then load it there")
+        print(f"bring {store.revocation_list_file} to every node's x509crl/, then on each node:")
+        # Without the second, charon goes on to use the older list from its cache.
+        print("  swanctl --load-creds && swanctl --flush-certs")
     elif arguments.action == "crl":
         store.renew_revocation_list(days=arguments.days, now=now)
         print(store.revocation_list_file)

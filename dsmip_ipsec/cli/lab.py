@@ -65,6 +65,10 @@ def add_parser(commands: Any) -> None:
     down.add_argument("run_id", nargs="?", default="all", metavar="RUN", help="one run, or all")
     down.set_defaults(run=take_down)
 
+    show = verbs.add_parser("show", help="what a lab consists of, does and expects")
+    show.add_argument("lab", metavar="LAB", help="a lab's TOML file, or the name of one in labs/")
+    show.set_defaults(run=show_lab)
+
     verbs.add_parser("list", help="list the labs that come along").set_defaults(run=list_labs)
 
 
@@ -248,4 +252,28 @@ def list_labs(arguments: argparse.Namespace) -> int:
 
     for path in lab_files():
         print(f"{path.stem:20} {spec.load(path).lab.description}")
+    return 0
+
+
+def show_lab(arguments: argparse.Namespace) -> int:
+    """Print a lab's description, drawing, steps and expectations. Raises ConfigError."""
+    from dsmip_ipsec.lab import spec
+    from dsmip_ipsec.lab.drawing import draw
+    from dsmip_ipsec.lab.library import find_lab
+
+    lab = spec.load(find_lab(arguments.lab))
+    print(f"{lab.lab.name}: {lab.lab.description}\n\n{draw(lab)}")
+    for number, step in enumerate(lab.steps, start=1):
+        what = step.model_dump(mode="json")[step.verb]
+        fields = what if isinstance(what, dict) else {}
+        shown = " ".join(f"{key}={value}" for key, value in fields.items() if value) or what
+        who = f" ({step.node})" if step.node else ""
+        print(
+            f"\n{number}. {step.name}{who}: {step.verb} {'' if shown is True else shown}".rstrip()
+        )
+        for name, value in step.expect.model_dump(exclude_none=True).items():
+            words = value if not isinstance(value, bool) else "yes" if value else "no"
+            if isinstance(value, dict):
+                words = " + ".join(f"{amount:g} {unit}" for unit, amount in value.items() if amount)
+            print(f"     {name.replace('_', ' ')}: {words}")
     return 0

@@ -23,6 +23,8 @@ COMMANDS = {
     "decode": "dsmip_ipsec.cli.decode",
     "report": "dsmip_ipsec.cli.report",
     "ca": "dsmip_ipsec.cli.ca",
+    "render": "dsmip_ipsec.cli.render",
+    "control": "dsmip_ipsec.cli.control",
     "mn": "dsmip_ipsec.cli.daemons",
     "ha": "dsmip_ipsec.cli.daemons",
 }

@@ -71,8 +71,8 @@ def secrets(deployment: Deployment, node: str | None) -> Iterator[Secret]:
             continue
         if isinstance(credentials, PresharedKey):
             local, remote = (ha, mn) if node is None else (mn, ha)
-            identities = (("id-local", local.identity), ("id-remote", remote.identity))
-            yield Secret("ike", mn.name, identities, credentials.secret.hex())
+            ends = (("id-local", local.identity), ("id-remote", remote.identity))
+            yield Secret("ike", mn.name, ends, credentials.secret.hex())
             continue
         # eap-aka-3gpp takes K and OPc as one secret.
         secret = (
@@ -80,7 +80,12 @@ def secrets(deployment: Deployment, node: str | None) -> Iterator[Secret]:
             if isinstance(credentials, EapPassword)
             else credentials.key + credentials.opc
         )
-        yield Secret("eap", mn.name, (("id", credentials.identity),), secret.hex())
+        identities: tuple[tuple[str, str], ...] = (("id", credentials.identity),)
+        if node is not None and mn.identity.lower() != credentials.identity.lower():
+            # As peer, charon looks its secret up by its IKE identity when it isn't asked for
+            # another; the home agent knows it by the EAP identity alone.
+            identities += (("id-ike", mn.identity),)
+        yield Secret("eap", mn.name, identities, secret.hex())
 
 
 def own_certificate(deployment: Deployment, node: str | None) -> Certificate | None:

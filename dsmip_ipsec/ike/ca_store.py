@@ -199,17 +199,18 @@ class CaStore:
         with self._locked():
             return self._read()[1].issued
 
-    def newest(self, identity: str, now: datetime.datetime) -> Certificate | None:
-        """The stored certificate and key of an identity, if its newest one is still valid.
+    def newest(self, identity: str, now: datetime.datetime) -> tuple[Issued, Certificate] | None:
+        """The newest certificate of an identity with its key, unless it has expired. It may be
+        revoked: its line tells.
 
         :raises ConfigError: a file that should be there can't be read.
         """
         with self._locked():
             _, index = self._read()
             held = [each for each in index.issued if _same(each, identity)]
-            if not held or not held[-1].valid(now):
+            if not held or held[-1].not_after <= now:
                 return None
-            return Certificate(
+            return held[-1], Certificate(
                 certificate=read_file(self.certificate_of(identity), "a certificate"),
                 ca_certificate=read_file(self.certificate_file, "the CA's certificate"),
                 private_key=read_file(self.key_of(identity), "a private key"),

@@ -19,7 +19,7 @@ The directory of a node then looks so::
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -137,6 +137,11 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
+def template(name: str) -> jinja2.Template:
+    """A template of ``templates/``, strict about what it is given."""
+    return _environment().get_template(name)
+
+
 def _mobility_ts(address: object) -> str:
     return f"{quoting.address(address)}[135]"  # IPPROTO_MH
 
@@ -194,7 +199,22 @@ def _connections(deployment: Deployment, node: str | None) -> list[_Connection]:
                 pretends_nat=not at_home_agent and _pretends_nat(deployment.settings),
             )
         )
+        if not at_home_agent:
+            # charon takes the first remote address and stays with its family when it initiates.
+            connections.append(
+                replace(
+                    connections[-1],
+                    name=ipv6_connection(mn.name),
+                    remote_addresses=(quoting.address(ha.ipv6),),
+                    pretends_nat=False,
+                )
+            )
     return connections
+
+
+def ipv6_connection(name: str) -> str:
+    """What the mobile node ``name`` calls the connection to the home agent's IPv6 address."""
+    return f"{name}-ipv6"
 
 
 def _pretends_nat(settings: IkeSettings) -> bool:

@@ -112,7 +112,7 @@ def desired(
     extensions = extension_states(peering, signalling_care_of)
     signalling = transport_pair(peering, associations, reqids.signalling, IPPROTO_MH)
     state = DesiredState(
-        tuple(signalling_policies(peering, signalling.reqid, extensions)),
+        signalling_policies(peering, signalling.reqid, extensions),
         signalling.mirrors,
         extensions=extensions,
         abandoned=abandoned,
@@ -153,7 +153,7 @@ def _protected(
     esp_care_of: OuterAddress | None,
 ) -> DesiredState:
     placed, sending = _tunnel_pair(peering, binding, associations, peering.reqids.data, esp_care_of)
-    policies = home_agent_policies(peering) + payload_policies(peering, binding, sending)
+    policies = (*home_agent_policies(peering), *payload_policies(peering, binding, sending))
     return DesiredState(tuple(policies), placed=placed)
 
 

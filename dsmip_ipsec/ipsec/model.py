@@ -10,13 +10,22 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import NamedTuple
 
 from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6, IPPROTO_MH
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+
+
+@lru_cache(maxsize=16384)
+def host_network(address: Address) -> Network:
+    """The network of one address. Kept, since making one costs more than all else in a policy, and
+    every change of a binding asks for the same ones."""
+    return ip_network(address)
+
 
 _PROTOCOLS = {IPPROTO_MH: "mh", IPPROTO_ICMPV6: "icmpv6"}
 

@@ -3,6 +3,8 @@ must not go around it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, ip_network
 
 from dsmip_ipsec.ipsec.model import (
@@ -15,6 +17,7 @@ from dsmip_ipsec.ipsec.model import (
     SecurityAssociation,
     Selector,
     Template,
+    host_network,
 )
 from dsmip_ipsec.ipsec.peering import Peering, Role
 from dsmip_ipsec.ipsec.priorities import (
@@ -46,9 +49,10 @@ def mobile_networks(peering: Peering, binding: Binding | None) -> list[Network]:
     return list(dict.fromkeys(networks))
 
 
+@lru_cache(maxsize=16384)
 def _directed(
     peering: Peering, home: Network, peer: Network, *, behind: bool = False
-) -> list[tuple[Direction, Selector, bool]]:
+) -> tuple[tuple[Direction, Selector, bool], ...]:
     """(direction, selector, sending) for traffic between a home address, or a network ``behind``
     a mobile router, and its peers.
 
@@ -57,27 +61,28 @@ def _directed(
     """
     from_home, to_home = Selector(home, peer), Selector(peer, home)
     if peering.role is Role.MOBILE_NODE:
-        rows = [(Direction.OUT, from_home, True), (Direction.IN, to_home, False)]
-        return [*rows, (Direction.FWD, to_home, False)] if behind else rows
-    return [
+        rows = (Direction.OUT, from_home, True), (Direction.IN, to_home, False)
+        return (*rows, (Direction.FWD, to_home, False)) if behind else rows
+    return (
         (Direction.OUT, to_home, True),
         (Direction.IN, from_home, False),
         (Direction.FWD, from_home, False),
-    ]
+    )
 
 
-def home_agent_policies(peering: Peering) -> list[Policy]:
+@lru_cache(maxsize=4096)
+def home_agent_policies(peering: Peering) -> tuple[Policy, ...]:
     """Payload between the MN and the HA itself: excluded from the payload SA, so blocked.
 
     RFC 5555 §5.2.2: "remote_address != home_agent", so that the rule for data doesn't overlap
     with the one for BU and BA.
     """
-    return [
+    return tuple(
         Policy(direction, selector, PRIORITY_HOME_AGENT, Action.BLOCK)
         for home, agent in home_addresses(peering)
-        for direction, selector, _ in _directed(peering, ip_network(home), ip_network(agent))
+        for direction, selector, _ in _directed(peering, host_network(home), host_network(agent))
         if direction is not Direction.FWD
-    ]
+    )
 
 
 def payload_policies(
@@ -91,7 +96,7 @@ def payload_policies(
     """
     policies = []
     for home, _ in home_addresses(peering):
-        rows = _directed(peering, ip_network(home), ANYWHERE[home.version])
+        rows = _directed(peering, host_network(home), ANYWHERE[home.version])
         policies += _tunnel_policies(rows, peering.reqids.data, sending, PRIORITY_PAYLOAD)
     for network in mobile_networks(peering, binding):
         rows = _directed(peering, network, ANYWHERE[network.version], behind=True)
@@ -110,7 +115,7 @@ def return_routability_policies(
     rows = [
         (direction, Selector(selector.source, selector.destination, IPPROTO_MH), out)
         for direction, selector, out in _directed(
-            peering, ip_network(peering.home_address), ANYWHERE[6]
+            peering, host_network(peering.home_address), ANYWHERE[6]
         )
     ]
     reqid = peering.reqids.return_routability
@@ -118,7 +123,7 @@ def return_routability_policies(
 
 
 def _tunnel_policies(
-    rows: list[tuple[Direction, Selector, bool]],
+    rows: Sequence[tuple[Direction, Selector, bool]],
     reqid: int,
     sending: SecurityAssociation | None,
     priority: int,

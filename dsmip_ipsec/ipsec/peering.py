@@ -47,6 +47,12 @@ class Reqids:
         return reqid == self.mirror or reqid in self.negotiated
 
 
+def numbered_reqids(index: int) -> Reqids:
+    """Reqids of a deployment's ``index``-th mobile node: 55500 and up, readable in ``ip xfrm``."""
+    base = 55500 + 10 * index
+    return Reqids(signalling=base + 1, mirror=base + 2, data=base + 3)
+
+
 @dataclass(frozen=True, slots=True)
 class Peering:
     """One mobile node and its home agent, as configured; ``role`` is this end's."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, ip_network
+from ipaddress import IPv6Address
 
-from dsmip_ipsec.ipsec.model import Encapsulation, Tunnel, TunnelRoute
+from dsmip_ipsec.ipsec.model import Encapsulation, Tunnel, TunnelRoute, host_network
 from dsmip_ipsec.ipsec.payload_policies import ANYWHERE, home_addresses, mobile_networks
 from dsmip_ipsec.ipsec.peering import Peering, Role
 from dsmip_ipsec.mobility.tunnelling import Role as TunnelRole
@@ -48,5 +48,5 @@ def tunnel_routes(peering: Peering, binding: Binding, tunnel: Tunnel) -> tuple[T
     homes = [home for home, _ in home_addresses(peering)]
     if peering.role is Role.MOBILE_NODE:
         return tuple(TunnelRoute(ANYWHERE[home.version], tunnel.key, home) for home in homes)
-    networks = [ip_network(home) for home in homes] + mobile_networks(peering, binding)
+    networks = [host_network(home) for home in homes] + mobile_networks(peering, binding)
     return tuple(TunnelRoute(network, tunnel.key) for network in networks)

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from ipaddress import IPv6Address, ip_network
+from functools import lru_cache
+from ipaddress import IPv6Address
 
 from dsmip_ipsec.ipsec.extensions import extension_template
 from dsmip_ipsec.ipsec.model import (
@@ -18,6 +19,7 @@ from dsmip_ipsec.ipsec.model import (
     SecurityAssociation,
     Selector,
     Template,
+    host_network,
 )
 from dsmip_ipsec.ipsec.peering import Peering, Role, outbound
 from dsmip_ipsec.ipsec.priorities import PRIORITY_SIGNALLING
@@ -65,7 +67,7 @@ def _mirror(
         destination=destination,
         mode=Mode.TRANSPORT,
         reqid=peering.reqids.mirror,
-        selector=Selector(ip_network(source), ip_network(destination), protocol),
+        selector=Selector(host_network(source), host_network(destination), protocol),
         encapsulation=None,
         # It ends when IKE ends its origin, and our policies, which choose it, have no marks.
         lifetime=UNLIMITED,
@@ -74,9 +76,10 @@ def _mirror(
     )
 
 
+@lru_cache(maxsize=4096)
 def signalling_policies(
     peering: Peering, reqid: int | None, extensions: tuple[ExtensionState, ...]
-) -> list[Policy]:
+) -> tuple[Policy, ...]:
     """RFC 5555 §5.2.1's SPD entries: BU one way, BA the other, ESP transport mode.
 
     ``reqid``: of the SAs to use; None: there are none, so block. Binding Refresh Request and
@@ -92,12 +95,12 @@ def signalling_policies(
         ]
     here, there = _ends(peering)
     outward = [
-        Selector(ip_network(here), ip_network(there), IPPROTO_MH, message) for message in sent
+        Selector(host_network(here), host_network(there), IPPROTO_MH, message) for message in sent
     ]
     # Inbound the kernel looks for the type behind the Mobility Header instead of in it and sees
     # zero (docs/kernel-notes.md), so there the type is left to the engine.
-    inward = Selector(ip_network(there), ip_network(here), IPPROTO_MH)
-    return _transport_policies(peering, outward, inward, reqid, extensions)
+    inward = Selector(host_network(there), host_network(here), IPPROTO_MH)
+    return tuple(_transport_policies(peering, outward, inward, reqid, extensions))
 
 
 def prefix_discovery_policies(
@@ -107,7 +110,7 @@ def prefix_discovery_policies(
     sent, received = MOBILE_PREFIX_SOLICITATION, MOBILE_PREFIX_ADVERTISEMENT
     if peering.role is Role.HOME_AGENT:
         sent, received = received, sent
-    here, there = (ip_network(address) for address in _ends(peering))
+    here, there = (host_network(address) for address in _ends(peering))
     outward = Selector(here, there, IPPROTO_ICMPV6, icmpv6_type=sent)
     inward = Selector(there, here, IPPROTO_ICMPV6, icmpv6_type=received)
     return _transport_policies(peering, [outward], inward, reqid, extensions)

@@ -7,13 +7,14 @@ placeholders stand (SPIs 1 to 8, no keys).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_network
+from ipaddress import IPv6Address
 
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import (
     Mode,
     SecurityAssociation,
     Selector,
+    host_network,
 )
 from dsmip_ipsec.ipsec.peering import Peering, Role
 from dsmip_ipsec.ipsec.placement import place
@@ -136,7 +137,7 @@ def _native(peering: Peering, sa: SecurityAssociation, protocol: int) -> Securit
     """The same in transport mode between home address and home agent (RFC 5555 §5.2.1)."""
     mobile, agent = peering.home_address, peering.home_agent
     source, destination = (mobile, agent) if sa.spi % 2 else (agent, mobile)
-    selector = Selector(ip_network(source), ip_network(destination), protocol)
+    selector = Selector(host_network(source), host_network(destination), protocol)
     return SecurityAssociation(
         sa.spi, source, destination, Mode.TRANSPORT, sa.reqid, selector=selector
     )

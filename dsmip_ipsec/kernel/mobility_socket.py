@@ -39,7 +39,7 @@ _MAX_EXTENSION = 8 + 255 * 8  # octets of an extension header
 _ANCILLARY = (
     socket.CMSG_SPACE(_MARK.size)
     + socket.CMSG_SPACE(_PKTINFO.size)
-    + socket.CMSG_SPACE(_MAX_EXTENSION)
+    + 2 * socket.CMSG_SPACE(_MAX_EXTENSION)
 )
 
 MAX_MESSAGE = 2048  # a Mobility Header has at most 8 + 255 * 8 octets (RFC 6275 §6.1.1)
@@ -50,7 +50,8 @@ class ReceivedMobility:
     """A Mobility Header as it left ESP. ``mark`` is 0 when the packet wasn't injected by us.
 
     ``care_of_address`` is where a packet with a home address option came from; ``source`` is then
-    the home address.
+    the home address. ``routed``: it had a routing header. The kernel lets neither header in
+    without a policy that names it.
     """
 
     source: IPv6Address
@@ -58,6 +59,7 @@ class ReceivedMobility:
     mark: int
     message: bytes
     care_of_address: IPv6Address | None = None
+    routed: bool = False
 
 
 class MobilitySocket:
@@ -79,6 +81,7 @@ class MobilitySocket:
             self._mobility.setblocking(False)
             self._mobility.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             self._mobility.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVDSTOPTS, 1)
+            self._mobility.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVRTHDR, 1)
             self._mobility.setsockopt(socket.SOL_SOCKET, _SO_RCVMARK, 1)
             self._injection = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW)
             self._injection.setblocking(False)
@@ -153,15 +156,21 @@ class MobilitySocket:
         destination: IPv6Address,
         *,
         care_of_address: IPv6Address | None = None,
+        mark: int = 0,
     ) -> None:
         """Send a Mobility Header through the ESP policy and over IPv6, between home address and
         home agent.
 
         ``care_of_address``: of the mobile node that a home agent answers: the message goes there,
         with a type 2 routing header. A mobile node's home address option comes from the state for
-        it. Raises KernelError as :meth:`send` does.
+        it. ``mark``: by a rule for it, the packet finds some route from its home address; the state
+        for the option then looks for the one from the care-of address.
+        Raises KernelError as :meth:`send` does.
         """
-        ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO.pack(source.packed, 0))]
+        ancillary = [
+            (socket.SOL_SOCKET, socket.SO_MARK, _MARK.pack(mark)),
+            (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO.pack(source.packed, 0)),
+        ]
         if care_of_address is not None:
             # The kernel exchanges this address with the destination before it looks for a route.
             header = encode_type2_routing(care_of_address, 0)
@@ -190,7 +199,7 @@ class MobilitySocket:
             message, ancillary, _, sender = self._mobility.recvmsg(MAX_MESSAGE, _ANCILLARY)
         except BlockingIOError:
             return None
-        mark, destination, care_of_address = 0, IPv6Address(0), None
+        mark, destination, care_of_address, routed = 0, IPv6Address(0), None, False
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SO_MARK:
                 (mark,) = _MARK.unpack(data)
@@ -198,8 +207,10 @@ class MobilitySocket:
                 destination = IPv6Address(_PKTINFO.unpack(data)[0])
             elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_DSTOPTS:
                 care_of_address = _home_address_option(data) or care_of_address
+            elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_RTHDR:
+                routed = True
         source = IPv6Address(sender[0].partition("%")[0])
-        return ReceivedMobility(source, destination, mark, message, care_of_address)
+        return ReceivedMobility(source, destination, mark, message, care_of_address, routed)
 
 
 def _home_address_option(header: bytes) -> IPv6Address | None:

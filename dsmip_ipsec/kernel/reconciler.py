@@ -330,10 +330,7 @@ def _move(operation: Operation) -> Move:
     before, after = operation.before, operation.subject
     assert isinstance(before, SecurityAssociation), "only SAs move"
     assert isinstance(after, SecurityAssociation), "only SAs move"
-    there = translate.state(after)
-    return Move(
-        translate.state(before).id, there.source, there.destination, there.encap, skip=MOVE_SKIP
-    )
+    return translate.move(before, after, MOVE_SKIP)
 
 
 def _request(operation: Operation) -> Request[None]:

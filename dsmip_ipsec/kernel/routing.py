@@ -4,11 +4,15 @@ A mobile node's table layout:
 
 * each attachment has a table of its own, with the default route of the visited network, chosen by
   the rule ``from CARE_OF_ADDRESS``: a BU leaves by the new attachment while the tunnel still uses
-  the old one (RFC 5555 §5.1);
-* one host route in the main table leads to the home agent, with the care-of address in use as
-  preferred source: it is what charon follows;
+  the old one (RFC 5555 §5.1). In a network with both families there are two attachments;
+* one host route in the main table leads to the home agent's address of the family in use, with the
+  care-of address in use as preferred source: it is what charon follows. For the other family
+  there is none but "unreachable": charon is to change the family when we do;
 * payload's default routes lead to the TUN interface with the home addresses as preferred source.
-  Policies take payload before it gets there; what none takes ends in the TUN, not on a link.
+  They have a table of their own, looked at before the main one's default routes, which a router
+  advertisement or a DHCP client may put there at any time; anything more special in the main table
+  (links, host routes) goes first. Policies take payload before it gets to the TUN; what none takes
+  ends there, not on a link.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -33,9 +37,13 @@ log = logging.getLogger(__name__)
 # Tables and rule priorities of ours stand in one range each, before the main table's rule (32766).
 SIGNALLING_TABLE = 5550
 ATTACHMENT_TABLES = 5560
+PAYLOAD_TABLE = 5551
+# What leaves from a care-of address goes by its attachment, whatever mark it has kept.
+RULE_ATTACHMENT = 5540
 RULE_SIGNALLING = 5550
-RULE_ATTACHMENT = 5560
-PAYLOAD_METRIC = 55550
+RULE_SPECIAL = 5570
+RULE_PAYLOAD = 5571
+UNREACHABLE_METRIC = 55550
 
 # IFA_F_NODAD: the home agent defends it (RFC 6275 §10.3). IFA_F_HOMEADDRESS: without it the kernel
 # takes no type 2 routing header for the address, and with it prefers it as source (RFC 6724 §5).
@@ -46,11 +54,15 @@ Address = IPv4Address | IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A visited network: where the mobile node is, and the way out."""
+    """A visited network in one family: where the mobile node is, and the way out."""
 
     interface: str
-    care_of_address: IPv4Address
-    gateway: IPv4Address
+    care_of_address: Address
+    gateway: Address
+
+    def __post_init__(self) -> None:
+        if self.care_of_address.version != self.gateway.version:
+            raise ValueError(f"{self.care_of_address} can't have the gateway {self.gateway}")
 
 
 @contextlib.asynccontextmanager
@@ -73,7 +85,8 @@ class Routing:
         self._rules: list[dict[str, Any]] = []
         self._routes: dict[str, dict[str, Any]] = {}
         self._addresses: list[dict[str, Any]] = []
-        self._attachments: dict[str, Attachment] = {}
+        self._attachments: set[Attachment] = set()
+        self._at_home: list[dict[str, Any]] = []
 
     async def open(self) -> None:
         self._ipr = AsyncIPRoute()
@@ -83,8 +96,9 @@ class Routing:
         """Remove what was added. Never raises: what is gone already needs no removal."""
         if self._ipr is None:
             return
-        for interface in list(self._attachments):
-            await self._undo(self.detach(interface))
+        for attachment in list(self._attachments):
+            await self.detach(attachment)
+        await self.not_at_home()
         for rule in self._rules:
             await self._undo(self._ipr.rule("del", **rule))
         for route in self._routes.values():
@@ -145,14 +159,21 @@ class Routing:
         async with _errors(f"can't route payload to {tun}"):
             index = await self._index(tun)
             for address in addresses:
+                family = _family(address)
                 await self._route(
                     f"payload {address}",
-                    {"dst": "default", "family": _family(address), "oif": index,
-                     "prefsrc": str(address), "priority": PAYLOAD_METRIC},
+                    {"dst": _default(family), "family": family, "oif": index,
+                     "prefsrc": str(address), "table": PAYLOAD_TABLE},
                 )  # fmt: skip
+                for rule in _payload_rules(family):
+                    if rule not in self._rules:
+                        await self._rule(rule)
 
     async def no_payload(self) -> None:
         """Take payload's routes away. Idempotent."""
+        for rule in [rule for rule in self._rules if rule["priority"] in _PAYLOAD_RULES]:
+            self._rules.remove(rule)
+            await self._undo(self._ipr.rule("del", **rule))
         for name in [name for name in self._routes if name.startswith("payload ")]:
             await self._undo(self._ipr.route("del", **self._routes.pop(name)))
 
@@ -174,44 +195,105 @@ class Routing:
 
     async def attach(self, attachment: Attachment) -> None:
         """Make ``attachment`` usable beside the present one."""
+        address = attachment.care_of_address
         async with _errors(f"can't attach to {attachment.interface}"):
             index = await self._index(attachment.interface)
             table = ATTACHMENT_TABLES + index
             await self._route(
-                f"attachment {attachment.interface}",
-                {"dst": "default", "family": socket.AF_INET, "oif": index,
+                _name(attachment),
+                {"dst": _default(_family(address)), "family": _family(address), "oif": index,
                  "gateway": str(attachment.gateway), "table": table},
             )  # fmt: skip
-            rule = {"family": socket.AF_INET, "src": str(attachment.care_of_address),
-                    "src_len": 32, "table": table, "priority": RULE_ATTACHMENT}  # fmt: skip
+            rule = {"family": _family(address), "src": str(address),
+                    "src_len": address.max_prefixlen, "table": table,
+                    "priority": RULE_ATTACHMENT}  # fmt: skip
             if rule not in self._rules:
                 await self._rule(rule)
-            self._attachments[attachment.interface] = attachment
-        _accept_ipv6(attachment.interface)
+            self._attachments.add(attachment)
+        if address.version == 4:
+            _accept_ipv6(attachment.interface)
 
-    async def detach(self, interface: str) -> None:
-        """Forget the attachment on ``interface``. Idempotent."""
-        attachment = self._attachments.pop(interface, None)
-        if attachment is None:
+    async def detach(self, attachment: Attachment) -> None:
+        """Forget ``attachment``. Idempotent."""
+        if attachment not in self._attachments:
             return
+        self._attachments.remove(attachment)
         mine = [r for r in self._rules if r.get("src") == str(attachment.care_of_address)]
         for rule in mine:
             self._rules.remove(rule)
             await self._undo(self._ipr.rule("del", **rule))
-        route = self._routes.pop(f"attachment {interface}", None)
+        if any(_name(other) == _name(attachment) for other in self._attachments):
+            return  # the same interface in another network: its route has replaced this one's
+        route = self._routes.pop(_name(attachment), None)
         if route is not None:
             await self._undo(self._ipr.route("del", **route))
 
-    async def use(self, attachment: Attachment, home_agent: IPv4Address) -> None:
-        """Lead traffic for the home agent's own address by ``attachment``; charon follows."""
-        async with _errors(f"can't route to {home_agent} by {attachment.interface}"):
+    async def use(self, attachment: Attachment, home_agent: Iterable[Address]) -> None:
+        """Lead traffic for the home agent's own address by ``attachment``; charon follows.
+
+        ``home_agent``: its addresses in all families.
+        """
+        for address in home_agent:
+            family = _family(address)
+            async with _errors(f"can't route to {address} by {attachment.interface}"):
+                await self._route(
+                    f"no home agent {address}",
+                    {"dst": f"{address}/{address.max_prefixlen}", "family": family,
+                     "type": "unreachable", "priority": UNREACHABLE_METRIC},
+                )  # fmt: skip
+                if address.version == attachment.gateway.version:
+                    await self._route(
+                        f"home agent {address}",
+                        {"dst": f"{address}/{address.max_prefixlen}", "family": family,
+                         "oif": await self._index(attachment.interface),
+                         "gateway": str(attachment.gateway),
+                         "prefsrc": str(attachment.care_of_address)},
+                    )  # fmt: skip
+        for address in home_agent:
+            if address.version != attachment.gateway.version:
+                await self._remove_route(f"home agent {address}")
+
+    async def on_link(self, interface: str, home_agent: Address) -> None:
+        """The home agent is on this link: no gateway, whatever was used before."""
+        async with _errors(f"can't route to {home_agent} on {interface}"):
             await self._route(
-                "home agent",
-                {"dst": f"{home_agent}/32", "family": socket.AF_INET,
-                 "oif": await self._index(attachment.interface),
-                 "gateway": str(attachment.gateway),
-                 "prefsrc": str(attachment.care_of_address)},
+                f"home agent {home_agent}",
+                {"dst": f"{home_agent}/{home_agent.max_prefixlen}",
+                 "family": _family(home_agent), "oif": await self._index(interface)},
             )  # fmt: skip
+
+    async def at_home(self, interface: str, addresses: Iterable[tuple[Address, int]]) -> None:
+        """Configure home addresses (with their prefix lengths) on the home link, without
+        duplicate address detection: the home agent has defended them until now."""
+        async with _errors(f"can't configure home addresses on {interface}"):
+            index = await self._index(interface)
+            for address, length in addresses:
+                spec: dict[str, Any] = {
+                    "index": index,
+                    "address": str(address),
+                    "prefixlen": length,
+                    "family": _family(address),
+                }
+                if address.version == 6:
+                    spec["flags"] = 0x02  # IFA_F_NODAD
+                await self._ipr.addr("replace", **spec)
+                self._at_home.append(spec)
+
+    async def not_at_home(self) -> None:
+        """Take them away again. Idempotent."""
+        for spec in self._at_home:
+            await self._undo(self._ipr.addr("del", **spec))
+        self._at_home = []
+
+    async def leave(self) -> None:
+        """Forget the routes to the home agent. Idempotent."""
+        for name in [n for n in self._routes if n.startswith(("home agent ", "no home agent "))]:
+            await self._remove_route(name)
+
+    async def _remove_route(self, name: str) -> None:
+        route = self._routes.pop(name, None)
+        if route is not None:
+            await self._undo(self._ipr.route("del", **route))
 
     async def _route(self, name: str, route: dict[str, Any]) -> None:
         await self._ipr.route("replace", **route)
@@ -224,6 +306,25 @@ class Routing:
             if error.code != errno.EEXIST:  # that of a daemon that was killed
                 raise
         self._rules.append(rule)
+
+
+def _default(family: int) -> str:
+    return "0.0.0.0/0" if family == socket.AF_INET else "::/0"
+
+
+def _name(attachment: Attachment) -> str:
+    return f"attachment {attachment.interface} IPv{attachment.gateway.version}"
+
+
+_PAYLOAD_RULES = (RULE_SPECIAL, RULE_PAYLOAD)
+
+
+def _payload_rules(family: int) -> list[dict[str, Any]]:
+    """The main table without its default routes; then payload's."""
+    return [
+        {"family": family, "table": 254, "priority": RULE_SPECIAL, "suppress_prefixlen": 0},
+        {"family": family, "table": PAYLOAD_TABLE, "priority": RULE_PAYLOAD},
+    ]
 
 
 def _accept_ipv6(interface: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import fields
 from ipaddress import IPv6Address, ip_network
+from operator import attrgetter
 
 from dsmip_ipsec.ipsec import model
 from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6
 from dsmip_ipsec.xfrm import types as xfrm
 from dsmip_ipsec.xfrm.constants import Action, Direction, Mode, Protocol, StateFlag
+from dsmip_ipsec.xfrm.move import Move
 
 _DIRECTIONS = {
     model.Direction.IN: Direction.IN,
@@ -23,6 +25,9 @@ _EXTENSIONS = {
     model.Extension.HOME_ADDRESS_OPTION: Protocol.DSTOPTS,
     model.Extension.TYPE2_ROUTING: Protocol.ROUTING,
 }
+# Both say the same of a lifetime, in the same order. (astuple() copies deeply, which takes longer
+# than everything else.)
+_LIMITS = attrgetter(*(field.name for field in fields(model.Lifetime)))
 _EXTENSIONS_BACK = {value: key for key, value in _EXTENSIONS.items()}
 
 
@@ -178,11 +183,21 @@ def _mark_back(value: xfrm.Mark | None) -> model.Mark | None:
 def _lifetime_back(value: xfrm.Lifetime) -> model.Lifetime:
     if value == _NO_LIMITS:
         return model.UNLIMITED
-    return model.Lifetime(*astuple(value))
+    return model.Lifetime(*_LIMITS(value))
+
+
+def _encapsulation(value: model.Encapsulation | None) -> xfrm.Encap | None:
+    return None if value is None else xfrm.Encap(value.source_port, value.destination_port)
+
+
+def move(before: model.SecurityAssociation, after: model.SecurityAssociation, skip: int) -> Move:
+    """From where an SA is to the place that it is to have, leaving out ``skip`` numbers."""
+    where = xfrm.StateId(before.destination, before.spi, mark=_mark(before.mark))
+    encap = _encapsulation(after.encapsulation)
+    return Move(where, after.source, after.destination, encap, skip=skip)
 
 
 def state(value: model.SecurityAssociation) -> xfrm.State:
-    encapsulation = value.encapsulation
     return xfrm.State(
         destination=value.destination,
         source=value.source,
@@ -193,12 +208,10 @@ def state(value: model.SecurityAssociation) -> xfrm.State:
         aead=_algorithm(value.aead),
         encryption=_algorithm(value.encryption),
         authentication=_algorithm(value.authentication),
-        encap=xfrm.Encap(encapsulation.source_port, encapsulation.destination_port)
-        if encapsulation is not None
-        else None,
+        encap=_encapsulation(value.encapsulation),
         flags=StateFlag.ESN if value.esn else StateFlag(0),
         replay=xfrm.Replay(window=value.replay_window),
-        lifetime=xfrm.Lifetime(*astuple(value.lifetime)),
+        lifetime=xfrm.Lifetime(*_LIMITS(value.lifetime)),
         mark=_mark(value.mark),
         output_mark=_mark(value.output_mark),
     )

@@ -11,10 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ike.inventory import (
+    Certificate,
     Deployment,
     HomeAgent,
     IkeSettings,
@@ -24,8 +23,9 @@ from dsmip_ipsec.ike.inventory import (
 )
 from dsmip_ipsec.ike.pki import CertificateAuthority
 from dsmip_ipsec.ike.render import NodeFiles, write_node
-from dsmip_ipsec.ipsec.peering import Reqids
+from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab.spec import Lab
+from dsmip_ipsec.node.daemon_config import write_daemon_config
 
 DOMAIN = "dsmip.example"  # RFC 2606 reserves it
 
@@ -40,12 +40,6 @@ class NodeDeployment:
     daemon_config: Path
     control_socket: Path
     connection: str
-
-
-def reqids(index: int) -> Reqids:
-    """Reqids of the ``index``-th mobile node: 55500 and up, readable in ``ip xfrm``."""
-    base = 55500 + 10 * index
-    return Reqids(signalling=base + 1, mirror=base + 2, data=base + 3)
 
 
 def home_agent_name(lab: Lab) -> str:
@@ -74,23 +68,9 @@ def deploy(
             hint="give it `address` and `ipv4_address`, or addresses on its home link",
         )
     deployment = _inventory(lab, HomeAgent(f"{agent}.{DOMAIN}", ipv6, ipv4), now)
-    peers = [_peer(lab, index) for index in range(len(deployment.mobile_nodes))]
-    home = {"home_agent": str(ipv6), "home_agent_ipv4": str(ipv4)}
-    nodes = {
-        agent: _write(
-            deployment, agent, None, directory, export_keys, {"mobile_nodes": peers}, home, lab
-        )
-    }
-    for peer, node in zip(peers, deployment.mobile_nodes, strict=True):
-        nodes[node.name] = _write(
-            deployment, node.name, node.name, directory, export_keys,
-            {
-                "mobile_node": peer,
-                "lifetime_s": lab.mobility.lifetime_s,
-                "force_udp": lab.mobility.force_udp,
-            },
-            home, lab,
-        )  # fmt: skip
+    nodes = {agent: _write(deployment, agent, None, directory, export_keys, lab)}
+    for node in deployment.mobile_nodes:
+        nodes[node.name] = _write(deployment, node.name, node.name, directory, export_keys, lab)
     return nodes
 
 
@@ -103,7 +83,7 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
     nodes = []
     for index, (name, node) in enumerate(lab.mobile_nodes().items()):
         identity = f"{name}.{DOMAIN}"
-        ids = reqids(index)
+        ids = numbered_reqids(index)
         nodes.append(
             MobileNode(
                 name=name,
@@ -114,6 +94,7 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
                 if authority is None
                 else authority.issue(identity, now=now),
                 signalling_reqid=ids.signalling,
+                mirror_reqid=ids.mirror,
                 data_reqid=ids.data,
             )
         )
@@ -134,6 +115,7 @@ def _with_wrong_key(deployment: Deployment, name: str) -> Deployment:
         other = CertificateAuthority.create("another CA", now=datetime.now(UTC))
         stranger = other.issue(node.identity, now=datetime.now(UTC))
         # It still trusts the right CA: it is the home agent that must refuse.
+        assert isinstance(node.credentials, Certificate)  # _inventory makes these two kinds
         return replace(
             node, credentials=replace(stranger, ca_certificate=node.credentials.ca_certificate)
         )
@@ -142,28 +124,12 @@ def _with_wrong_key(deployment: Deployment, name: str) -> Deployment:
     return replace(deployment, mobile_nodes=tuple(nodes))
 
 
-def _peer(lab: Lab, index: int) -> dict[str, Any]:
-    node = list(lab.mobile_nodes().values())[index]
-    ids = reqids(index)
-    peer: dict[str, Any] = {
-        "home_address": str(node.home_address),
-        "signalling_reqid": ids.signalling,
-        "mirror_reqid": ids.mirror,
-        "data_reqid": ids.data,
-    }
-    if node.ipv4_home_address is not None:
-        peer["ipv4_home_address"] = str(node.ipv4_home_address)
-    return peer
-
-
 def _write(
     deployment: Deployment,
     name: str,
     node: str | None,
     directory: Path,
     export_keys: bool,
-    config: dict[str, Any],
-    home: dict[str, str],
     lab: Lab,
 ) -> NodeDeployment:
     if node is not None and node == lab.ike.wrong_key:
@@ -172,28 +138,21 @@ def _write(
         deployment,
         node,
         directory / name,
-        interfaces=_interfaces(lab, name, node is None),
+        interfaces=_interfaces(lab, name),
         export_keys=export_keys,
     )
     control = directory / f"{name}.sock"
-    document: dict[str, Any] = {
-        "control_socket": str(control),
-        "protect_data": lab.data.protected,
-        "home_agent": home,
-        **config,
-    }
-    ike = {"vici_socket": str(files.vici_socket), "mobility_mode": lab.ike.mobility}
-    document["ike"] = ike if node is None else {**ike, "connection": node}
     path = directory / f"{name}.toml"
-    path.write_text(tomli_w.dumps(document), encoding="utf-8")
+    settings: dict[str, Any] = {}
+    if node is not None:
+        settings = {"lifetime_s": lab.mobility.lifetime_s, "force_udp": lab.mobility.force_udp}
+    write_daemon_config(path, deployment, node, files, control, settings)
     role = "home_agent" if node is None else "mobile_node"
     return NodeDeployment(name, role, files, path, control, node or "")
 
 
-def _interfaces(lab: Lab, name: str, agent: bool) -> tuple[str, ...]:
+def _interfaces(lab: Lab, name: str) -> tuple[str, ...]:
     """Links that lead to the other end. Without the limit charon would try the path between home
-    address and home agent, which is the tunnel itself."""
-    home_link = lab.home_agents()[name].home_link if agent else ""
-    return tuple(
-        link for link, ends in lab.links.items() if name in ends.ends and link != home_link
-    )
+    address and home agent, which is the tunnel itself. The home agent's IPv6 address, which MOBIKE
+    has to announce, is on the home link."""
+    return tuple(link for link, ends in lab.links.items() if name in ends.ends)

@@ -16,6 +16,7 @@ from .spec_models import Block, Nat
 
 _PORTS = "20000-65535"
 _ENDS = ("sport", "dport")
+_PROTOCOLS = {"ipip": 4, "ipv6": 41, "esp": 50}  # IANA's protocol numbers
 
 
 def iptables_rules(nat: Nat) -> str:
@@ -99,12 +100,15 @@ def install(nat: Nat) -> None:
 
 
 def block(rule: Block) -> None:
-    """Have the calling thread's namespace drop what it would forward from or to a port (call it
+    """Have the calling thread's namespace drop some of what it would forward (call it
     within :func:`dsmip_ipsec.lab.netns.isolated`).
 
     :raises LabError: neither iptables nor nftables can do it, with what each said.
     """
-    lines = [f"-I FORWARD -p {rule.protocol} --{end} {rule.port} -j DROP" for end in _ENDS]
+    if rule.port is None:
+        lines = [f"-I FORWARD -p {_PROTOCOLS[rule.protocol]} -j DROP"]
+    else:
+        lines = [f"-I FORWARD -p {rule.protocol} --{end} {rule.port} -j DROP" for end in _ENDS]
     said: list[str] = []
     for command, rules in (
         (["iptables-legacy-restore", "--noflush"], "\n".join(["*filter", *lines, "COMMIT", ""])),
@@ -115,13 +119,16 @@ def block(rule: Block) -> None:
             return
         said.append(failure)
     raise LabError(
-        f"port {rule.port} can't be blocked: {'; '.join(said)}",
+        f"{rule} can't be blocked: {'; '.join(said)}",
         hint="install iptables or nftables",
     )
 
 
 def _nft_block(rule: Block) -> str:
-    drops = "".join(f"    {rule.protocol} {end} {rule.port} drop\n" for end in _ENDS)
+    if rule.port is None:
+        drops = f"    ip protocol {_PROTOCOLS[rule.protocol]} drop\n"
+    else:
+        drops = "".join(f"    {rule.protocol} {end} {rule.port} drop\n" for end in _ENDS)
     return f"""table ip dsmip_block {{
   chain forward {{
     type filter hook forward priority -10; policy accept;

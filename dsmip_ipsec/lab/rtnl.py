@@ -29,6 +29,7 @@ from pyroute2.netlink.rtnl.tcmsg import sched_netem, tcmsg
 
 from ..errors import LabError
 from .routes import Route
+from .spec_models import Impairment
 
 Attributes = list[tuple[str, Any]]
 
@@ -151,12 +152,20 @@ class Batch:
         what = f"adding the route {route.destination} via {route.gateway}"
         self._add(what, rtmsg(), RTM_NEWROUTE, _REPLACE, fields, attributes)
 
-    def netem(self, index: int, delay_ms: float) -> None:
-        """Delay what leaves interface ``index``; the queue holds a second of full-size frames."""
-        parameters = sched_netem.get_parameters({"delay": round(delay_ms * 1000), "limit": 10_000})
+    def netem(self, index: int, impairment: Impairment) -> None:
+        """Impair what leaves interface ``index``; the queue holds a second of full-size frames."""
+        given: dict[str, Any] = {
+            "delay": round(impairment.delay_ms * 1000),
+            "jitter": round(impairment.jitter_ms * 1000),
+            "loss": impairment.loss_percent,
+            "limit": 10_000,
+        }
+        if impairment.rate_kbit is not None:
+            given["rate"] = f"{impairment.rate_kbit}kbit"
+        parameters = sched_netem.get_parameters(given)
         fields = {"index": index, "parent": TC_H_ROOT}
         attributes: Attributes = [("TCA_KIND", "netem"), ("TCA_OPTIONS", parameters)]
-        what = f"delaying interface {index} (netem)"
+        what = f"impairing interface {index} (netem)"
         self._add(what, tcmsg(), RTM_NEWQDISC, _REPLACE, fields, attributes)
 
     def send(self) -> None:

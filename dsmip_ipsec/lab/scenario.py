@@ -18,8 +18,8 @@ from typing import Any
 
 import dsmip_ipsec
 from dsmip_ipsec.errors import DsmipError, LabError
+from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import flow, record, routes
-from dsmip_ipsec.lab.deploy import reqids
 from dsmip_ipsec.lab.expectations import Observation, judge
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.pace import scaled
@@ -202,7 +202,10 @@ class Scenario:
     async def _act(self, step: Step, nodes: Sequence[str]) -> str:
         if step.block is not None:
             await self.standing.block(step.block)
-            return f"block {step.block.protocol} port {step.block.port} at {step.block.node}"
+            return f"block {step.block}"
+        if step.impair is not None:
+            await asyncio.to_thread(self.standing.topology.impair, step.impair)
+            return f"impair {step.impair}"
         if step.kill is not None:
             self.standing.processes[step.kill].signal(signal.SIGKILL)
             return f"kill {step.kill}"
@@ -314,7 +317,7 @@ class Scenario:
     def _share(self, agent: record.NodeState, node: str) -> record.NodeState:
         """What of the home agent's state belongs to one mobile node."""
         declared = self.lab.mobile_nodes()[node]
-        ids = reqids(self._nodes.index(node))
+        ids = numbered_reqids(self._nodes.index(node))
         addresses = {str(declared.home_address), str(declared.ipv4_home_address)}
         return agent.model_copy(
             update={

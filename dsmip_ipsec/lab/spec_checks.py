@@ -213,7 +213,7 @@ def check_step(
     mobiles = lab.mobile_nodes()
     if step.node is not None and step.node not in mobiles:
         yield (*loc, "node"), *_unknown("mobile node", step.node, mobiles)
-    elif step.verb in ("block", "kill"):
+    elif step.verb in ("block", "impair", "kill"):
         yield from _check_fault(lab, step, loc)
     else:
         for node in lab.step_nodes(step):
@@ -226,6 +226,8 @@ def _check_fault(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[P
         if step.block.node not in forwarding:
             place = (*loc, "block", "node")
             yield place, *_unknown("node that forwards", step.block.node, forwarding)
+    if step.impair is not None and step.impair.link not in lab.links:
+        yield (*loc, "impair", "link"), *_unknown("link", step.impair.link, lab.links)
     if step.kill is not None:
         known = process_names(lab)
         if step.kill not in known:

@@ -16,7 +16,7 @@ from ipaddress import (
     ip_address,
     ip_interface,
 )
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,7 @@ from pydantic import (
     Field,
     PlainValidator,
     StringConstraints,
+    model_validator,
 )
 
 # Field types ---------------------------------------------------------------------------------
@@ -139,16 +140,30 @@ Node = Annotated[
 ]
 
 
-class Link(Table):
+class Impairment(Table):
+    """What each end of a link does to what it sends (netem): ``delay_ms`` one way, plus or minus
+    ``jitter_ms`` (which reorders), ``loss_percent`` of all packets at random, and no more than
+    ``rate_kbit`` kilobits a second."""
+
+    delay_ms: Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)] = 0.0
+    jitter_ms: Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)] = 0.0
+    loss_percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
+    rate_kbit: Annotated[int, Field(ge=8)] | None = None
+
+    def impairs(self) -> bool:
+        """Whether it does anything."""
+        return bool(self.delay_ms or self.jitter_ms or self.loss_percent or self.rate_kbit)
+
+
+class Link(Impairment):
     """A link between its ends: a wire between two, a switch between more; one may be alone on it.
 
-    ``ends``: node name → its addresses there (with prefix lengths). ``delay_ms``: one way, on
-    each end's egress. ``mtu`` in octets. ``gateway``: the node that a mobile node uses as its
+    ``ends``: node name → its addresses there (with prefix lengths). ``mtu`` in
+    octets. ``gateway``: the node that a mobile node uses as its
     router here (found when only one of the ends forwards). ``up``: whether it starts up.
     """
 
     ends: Annotated[dict[NodeName, Addresses], Field(min_length=1)]
-    delay_ms: Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)] = 0.0
     mtu: Annotated[int, Field(ge=576, le=65535)] | None = None
     gateway: NodeName | None = None
     up: bool = True
@@ -189,9 +204,13 @@ class Flow(Table):
 
     ``interval_ms``: between two probes of one direction. ``size``: UDP payload in octets.
     ``correspondent``: needed when there is more than one. ``nodes``: mobile nodes that have flows;
-    the first one when absent.
+    the first one when absent. ``families``: of the home addresses that are used.
     """
 
+    families: Annotated[tuple[Literal["ipv4", "ipv6"], ...], BeforeValidator(_tuple)] = (
+        "ipv4",
+        "ipv6",
+    )
     nodes: Annotated[tuple[NodeName, ...], BeforeValidator(_tuple)] = ()
     interval_ms: Annotated[float, Field(ge=1, le=1000)] = 5.0
     size: Annotated[int, Field(ge=32, le=1400)] = 64
@@ -237,21 +256,48 @@ class Expect(Table):
 
 
 class Block(Table):
-    """What a router drops from now on: packets from or to a port, whoever sent them."""
+    """What a router drops from now on, whoever sent it: UDP or TCP packets from or to a port, or
+    everything of an IP protocol (``ipip``: IPv4 in IPv4, ``ipv6``: IPv6 in IPv4, ``esp``)."""
 
     node: NodeName
-    protocol: Literal["udp", "tcp"] = "udp"
-    port: Annotated[int, Field(ge=1, le=65535)]
+    protocol: Literal["udp", "tcp", "ipip", "ipv6", "esp"] = "udp"
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+
+    @model_validator(mode="after")
+    def _port_where_there_are_ports(self) -> Self:
+        if (self.port is None) == (self.protocol in ("udp", "tcp")):
+            raise ValueError("should have a 'port' with udp and tcp, and only with these")
+        return self
+
+    def __str__(self) -> str:
+        what = self.protocol if self.port is None else f"{self.protocol} port {self.port}"
+        return f"{what} at {self.node}"
 
 
-Verb = Literal["attach", "move", "deregister", "block", "kill"]
+class Impair(Impairment):
+    """How a link is from now on, at each of its ends; what isn't named is as on a good link."""
+
+    link: LinkName
+
+    def __str__(self) -> str:
+        terms = [
+            f"{self.delay_ms:g} ms delay" * bool(self.delay_ms),
+            f"{self.jitter_ms:g} ms jitter" * bool(self.jitter_ms),
+            f"{self.loss_percent:g} % loss" * bool(self.loss_percent),
+            f"{self.rate_kbit} kbit/s" * bool(self.rate_kbit),
+        ]
+        return f"{self.link}: {', '.join(filter(None, terms)) or 'nothing'}"
+
+
+Verb = Literal["attach", "move", "deregister", "block", "impair", "kill"]
 
 
 class Step(Table):
     """One step: exactly one verb, done by the mobile node ``node`` (all of them when absent).
 
     ``attach``: appear in the named network. ``move``: hand over to it. ``deregister``: remove all
-    bindings (lifetime 0). ``block``: have a router or NAT drop something. ``kill``: end a process
+    bindings (lifetime 0). ``block``: have a router or NAT drop something. ``impair``: make a link
+    lossy, slow or jittery, or well again. ``kill``: end a process
     of the lab with SIGKILL, by its name: ``charon of NODE``, ``daemon of NODE``, ``flows of NODE``
     or ``capture``.
     """
@@ -262,6 +308,7 @@ class Step(Table):
     move: LinkName | None = None
     deregister: Literal[True] | None = None
     block: Block | None = None
+    impair: Impair | None = None
     kill: Annotated[str, StringConstraints(min_length=1, max_length=80)] | None = None
     expect: Expect = Expect()
 

@@ -22,10 +22,11 @@ from dsmip_ipsec.ike import charon
 from dsmip_ipsec.ike.keylog import IkeKeys
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ipsec.model import SecurityAssociation
+from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import flow, keys, nat, netns, record, rtnl
 from dsmip_ipsec.lab.capture import CaptureFile, Captures
 from dsmip_ipsec.lab.cleanup import Run
-from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name, reqids
+from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import NodeObserver
 from dsmip_ipsec.lab.pace import scaled
@@ -94,7 +95,7 @@ class StandingLab:
             now=datetime.now(UTC),
             export_keys=self._export_keys,
         )
-        ids = tuple(reqids(index) for index in range(len(self.lab.mobile_nodes())))
+        ids = tuple(numbered_reqids(index) for index in range(len(self.lab.mobile_nodes())))
         for name, node in self.nodes.items():
             self.observers[name] = NodeObserver(node, self.topology.namespace(name), ids)
         if self._export_keys:
@@ -217,8 +218,10 @@ class StandingLab:
         found: list[flow.FlowSpec] = []
         for name in self.lab.flow_nodes():
             node = self.lab.mobile_nodes()[name]
-            homes: list[IPv4Address | IPv6Address] = [node.home_address]
-            if node.ipv4_home_address is not None:
+            homes: list[IPv4Address | IPv6Address] = []
+            if "ipv6" in settings.families:
+                homes.append(node.home_address)
+            if "ipv4" in settings.families and node.ipv4_home_address is not None:
                 homes.append(node.ipv4_home_address)
             found += flow.flows(
                 homes,

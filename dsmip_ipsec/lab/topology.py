@@ -20,7 +20,7 @@ from . import nat, netns, routes, rtnl
 from .cleanup import Run
 from .routes import LinkAttachment
 from .spec_checks import SWITCH_NODE
-from .spec_models import Lab, Link, MobileNode, Nat
+from .spec_models import Impair, Lab, Link, MobileNode, Nat
 
 _SYSCTL = Path("/proc/sys/net")
 # linux/sockios.h, linux/ethtool.h
@@ -99,6 +99,21 @@ class Topology:
         :raises LabError: the kernel refused it.
         """
         netns.isolated(lambda: self._set_link(link, up))
+
+    def impair(self, impair: Impair) -> None:
+        """Change how a link is, at each of its ends.
+
+        :raises LabError: the kernel refused it.
+        """
+
+        def change() -> None:
+            for end in self.lab.links[impair.link].ends:
+                netns.enter(self.namespace(end))
+                batch = rtnl.Batch()
+                batch.netem(self._indices[impair.link], impair)
+                batch.send()
+
+        netns.isolated(change)
 
     def _build(self) -> None:
         # Where IPv6 is a module this loads it: its sysctls must be there before the namespaces.
@@ -180,8 +195,8 @@ class Topology:
                 _write(f"ipv6/conf/{name}/disable_ipv6", "1")
             if link.mtu is not None:
                 batch.set_link(index, mtu=link.mtu)
-            if link.delay_ms:
-                batch.netem(index, link.delay_ms)
+            if link.impairs():
+                batch.netem(index, link)
             batch.set_link(index, up=link.up or mobile)
             for address in () if mobile else link.ends[node]:
                 batch.address(index, address)

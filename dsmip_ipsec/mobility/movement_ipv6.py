@@ -76,6 +76,11 @@ class IPv6Movement:
         self._due_at: float | None = None
 
     @property
+    def router(self) -> IPv6Address | None:
+        """The current default router's link-local address."""
+        return None if self._router is None else self._router.address
+
+    @property
     def at_home(self) -> bool:
         """§11.5.2: "the home prefix matches one of the prefixes received in the RA"."""
         router = self._router

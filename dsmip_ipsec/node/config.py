@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -13,10 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
+from dsmip_ipsec.mobility.mobile_node_config import MAX_PREFIXES
 from dsmip_ipsec.node.configured_sas import AssociationSection
 
 # Who applies ESP: the kernel, with keys from IKE, or this process, with configured keys.
 IpsecKind = Literal["kernel", "userspace"]
+# Who puts on and takes off Mobile IPv6's extension headers; "auto": the kernel, where it can.
+NativeSignalling = Literal["auto", "kernel", "own"]
 
 
 class _Section(BaseModel):
@@ -24,10 +27,15 @@ class _Section(BaseModel):
 
 
 class IkeSection(_Section):
-    """How to reach charon, and what its configuration calls things."""
+    """How to reach charon, and what its configuration calls things.
+
+    ``connection`` leads to the home agent's IPv4 address, ``ipv6_connection`` to its IPv6 one;
+    they differ in that only. Without the latter, IKE begins over IPv4 alone.
+    """
 
     vici_socket: Path
     connection: str
+    ipv6_connection: str = ""
     timeout_s: float = Field(default=15.0, gt=0)
     mobility_mode: MobilityMode = MobilityMode.MOBIKE
 
@@ -42,10 +50,15 @@ class HomeAgentIkeSection(_Section):
 
 
 class PeerSection(_Section):
-    """One mobile node as both ends describe it. ``associations``: for user-space IPsec only."""
+    """One mobile node as both ends describe it. ``associations``: for user-space IPsec only.
+
+    ``mobile_network_prefixes``: of the networks behind it, if it is a mobile router (RFC 3963);
+    the home agent permits these and no others.
+    """
 
     home_address: IPv6Address
     ipv4_home_address: IPv4Address | None = None
+    mobile_network_prefixes: tuple[IPv6Network, ...] = Field(default=(), max_length=MAX_PREFIXES)
     signalling_reqid: int = Field(ge=1, le=0xFFFFFFFF)
     mirror_reqid: int = Field(ge=1, le=0xFFFFFFFF)
     data_reqid: int = Field(ge=1, le=0xFFFFFFFF)
@@ -60,17 +73,26 @@ class HomeAgentSection(_Section):
 class MobileNodeConfig(_Section):
     """The mobile node's daemon. ``lifetime_s`` is the binding lifetime that it asks for.
 
+    ``interfaces``: those on which it detects movement by itself, the preferred one first; empty:
+    it moves by command only. ``home_prefix``: by which it knows its home link.
     ``force_udp``: ask for UDP encapsulation in IPv4 networks without NAT too (F, RFC 5555 §3.1.3),
     where plain ESP doesn't pass. With MOBIKE, charon needs ``encap = yes`` for it.
+    ``explicit_prefixes``: a mobile router names its prefixes in each binding update, instead of
+    leaving them to what the home agent has configured (RFC 3963 §5.2).
     """
 
     control_socket: Path
+    interfaces: tuple[str, ...] = ()
+    home_prefix: IPv6Network | None = None
+    ipv4_home_prefix_length: int = Field(default=32, ge=1, le=32)
     home_agent: HomeAgentSection
     mobile_node: PeerSection
     ipsec: IpsecKind = "kernel"
+    native_signalling: NativeSignalling = "auto"
     ike: IkeSection | None = None
     lifetime_s: int = Field(default=600, ge=4, le=4 * 0xFFFF)
     force_udp: bool = False
+    explicit_prefixes: bool = True
     protect_data: bool = True
     handover_timeout_s: float = Field(default=15.0, gt=0)
 
@@ -85,16 +107,26 @@ class MobileNodeConfig(_Section):
     def _moves(self) -> bool:
         return _moves_associations(self.ipsec, self.ike)
 
-    def peering(self) -> Peering:
+    def peering(self, *, native: bool = False) -> Peering:
+        """``native``: the kernel sees to Mobile IPv6's extension headers."""
+        node, protect = self.mobile_node, self.protect_data
         return _peering(
-            Role.MOBILE_NODE, self.home_agent, self.mobile_node, self.protect_data, self._moves
+            Role.MOBILE_NODE, self.home_agent, node, protect, self._moves, native=native
         )
 
 
 class HomeAgentConfig(_Section):
-    """The home agent's daemon, with the mobile nodes that may register."""
+    """The home agent's daemon, with the mobile nodes that may register.
+
+    ``home_link``: the interface where home addresses are defended while their mobile nodes are
+    away, "" where nobody else is on that link. ``duplicate_address_detection`` is on where there
+    is one, unless it says otherwise. ``home_prefixes``: home addresses elsewhere are refused.
+    """
 
     control_socket: Path
+    home_link: str = ""
+    home_prefixes: tuple[IPv6Network, ...] = ()
+    duplicate_address_detection: bool | None = None
     home_agent: HomeAgentSection
     mobile_nodes: tuple[PeerSection, ...] = Field(min_length=1)
     max_lifetime_s: int = Field(default=3600, ge=4, le=4 * 0xFFFF)
@@ -102,6 +134,7 @@ class HomeAgentConfig(_Section):
     ike: HomeAgentIkeSection = HomeAgentIkeSection()
     protect_data: bool = True
     ipsec: IpsecKind = "kernel"
+    native_signalling: NativeSignalling = "auto"
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> HomeAgentConfig:
@@ -109,12 +142,21 @@ class HomeAgentConfig(_Section):
         return self
 
     @property
+    def detects_duplicates(self) -> bool:
+        """Whether RFC 6275 §10.3.1's duplicate address detection is done."""
+        if self.duplicate_address_detection is None:
+            return bool(self.home_link)
+        return self.duplicate_address_detection
+
+    @property
     def _moves(self) -> bool:
         return _moves_associations(self.ipsec, self.ike)
 
-    def peerings(self) -> tuple[Peering, ...]:
+    def peerings(self, *, native: bool = False) -> tuple[Peering, ...]:
+        """``native``: the kernel sees to Mobile IPv6's extension headers."""
+        agent, protect = self.home_agent, self.protect_data
         return tuple(
-            _peering(Role.HOME_AGENT, self.home_agent, node, self.protect_data, self._moves)
+            _peering(Role.HOME_AGENT, agent, node, protect, self._moves, native=native)
             for node in self.mobile_nodes
         )
 
@@ -133,7 +175,13 @@ def _moves_associations(ipsec: IpsecKind, ike: IkeSection | HomeAgentIkeSection 
 
 
 def _peering(
-    role: Role, agent: HomeAgentSection, node: PeerSection, protect: bool, moves: bool
+    role: Role,
+    agent: HomeAgentSection,
+    node: PeerSection,
+    protect: bool,
+    moves: bool,
+    *,
+    native: bool,
 ) -> Peering:
     return Peering(
         role=role,
@@ -144,6 +192,8 @@ def _peering(
         reqids=Reqids(node.signalling_reqid, node.mirror_reqid, node.data_reqid),
         protect_data=protect,
         moves_associations=moves,
+        native_signalling=native,
+        mobile_network_prefixes=node.mobile_network_prefixes,
     )
 
 

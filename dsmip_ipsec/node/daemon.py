@@ -57,14 +57,20 @@ class EngineDaemon(ABC):
         control_socket: Path,
         commands: Mapping[str, Command],
         userspace: UserspaceIpsec | None = None,
+        *,
+        kernel_headers: bool = False,
     ) -> None:
-        """``userspace``: IPsec in this process instead of in the kernel."""
+        """``userspace``: IPsec in this process instead of in the kernel. ``kernel_headers``: as of
+        :class:`SignallingPath`."""
         self._common_engine = engine
         self._path: SignallingPath | UserspacePath
         self._reconciler: Reconciler | UserspaceReconciler
         if userspace is None:
             self._path = SignallingPath(
-                random_bits=secrets.randbits, accepts=self._accepts, on_message=self._on_message
+                random_bits=secrets.randbits,
+                accepts=self._accepts,
+                on_message=self._on_message,
+                kernel_headers=kernel_headers,
             )
             self._reconciler = Reconciler(self._desired, reqids, self._esp_heard)
         else:
@@ -122,6 +128,13 @@ class EngineDaemon(ABC):
     def _follow(self, change: BindingChanged) -> None:
         """A binding changed; the reconciler is triggered afterwards, unless it is a refresh."""
 
+    def _send(self, output: SendMobility) -> None:
+        self._path.send(output)
+
+    def _also(self, output: Output) -> None:
+        """Do what only this role's engine asks for."""
+        log.info("left undone: %s", output)
+
     def _on_mapping(self, mapping: PeerMapping) -> None:
         """User-space IPsec only: a peer's ESP comes from elsewhere now."""
         log.info("ESP of spi 0x%08x comes from %s now", mapping.key[1], mapping.source)
@@ -152,7 +165,7 @@ class EngineDaemon(ABC):
     def _carry_out(self, outputs: Iterable[Output]) -> None:
         for output in outputs:
             if isinstance(output, SendMobility):
-                self._path.send(output)
+                self._send(output)
             elif isinstance(output, BindingChanged):
                 self._follow(output)
                 # A mere refresh leaves IPsec as it is, and comes often: no line for it, either.
@@ -161,6 +174,8 @@ class EngineDaemon(ABC):
                     self._reconciler.trigger(*self._concerned(output))
             elif isinstance(output, Event):
                 log.info("%s %s %s", output.kind, output.home_address or "", dict(output.detail))
+            else:
+                self._also(output)
         self._timer.rearm()
 
     async def _status(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

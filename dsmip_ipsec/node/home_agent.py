@@ -17,12 +17,15 @@ from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.mobility.home_agent import HomeAgent
 from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig as EngineConfig
 from dsmip_ipsec.mobility.home_agent_config import Subscriber
+from dsmip_ipsec.mobility.home_link_types import DetectDuplicateAddress, HomeLinkChanged
 from dsmip_ipsec.mobility.types import Binding, BindingChanged, OuterAddress, Output
 from dsmip_ipsec.node.charon_watch import CharonWatch, discard
 from dsmip_ipsec.node.config import HomeAgentConfig
 from dsmip_ipsec.node.configured_sas import associations
 from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
+from dsmip_ipsec.node.home_link import HomeLink
+from dsmip_ipsec.node.native import kernel_headers
 from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
 from dsmip_ipsec.userspace.engine import Mapping
 
@@ -37,21 +40,35 @@ class HomeAgentDaemon(EngineDaemon):
 
     def __init__(self, config: HomeAgentConfig) -> None:
         self._config = config
+        native = kernel_headers(config)
         self._peerings: dict[IPv6Address, Peering] = {
-            peering.home_address: peering for peering in config.peerings()
+            peering.home_address: peering for peering in config.peerings(native=native)
         }
         self._engine = HomeAgent(
             EngineConfig(
                 home_agent_address=config.home_agent.home_agent,
                 home_agent_ipv4=config.home_agent.home_agent_ipv4,
                 subscribers={
-                    peering.home_address: Subscriber(ipv4_home_address=_interface(peering))
+                    peering.home_address: Subscriber(
+                        ipv4_home_address=_interface(peering),
+                        mobile_network_prefixes=peering.mobile_network_prefixes,
+                    )
                     for peering in self._peerings.values()
                 },
                 max_lifetime=config.max_lifetime_s,
                 nat_refresh_time=config.nat_refresh_time_s,
+                home_prefixes=config.home_prefixes,
+                duplicate_address_detection=config.detects_duplicates,
                 key_mobility=config.ike.mobility_mode is MobilityMode.K_BIT,
             )
+        )
+        self._home_link = HomeLink(
+            config.home_link or None,
+            TUN_NAME,
+            config.home_agent.home_agent,
+            lambda home_address, duplicate: self._carry_out(
+                self._engine.duplicate_address_result(home_address, duplicate, self._now())
+            ),
         )
         self._bindings: dict[IPv6Address, Binding] = {}
         self._by_reqids = {peering.reqids: peering for peering in self._peerings.values()}
@@ -76,6 +93,7 @@ class HomeAgentDaemon(EngineDaemon):
             )
             if self._userspace
             else None,
+            kernel_headers=native,
         )
         self._negotiable = {
             reqid for ids in self._by_reqids for reqid in (ids.signalling, ids.data)
@@ -94,9 +112,11 @@ class HomeAgentDaemon(EngineDaemon):
         if self._watch is not None:
             await self._watch.stop()
         self._bindings.clear()
+        self._home_link.close()
         await super().stop()
 
     async def _set_up(self) -> None:
+        self._home_link.open()
         self._path.bind(self._config.home_agent.home_agent_ipv4)
         if self._watch is not None and self._config.ike.vici_socket is not None:
             # The mobile nodes hear of it, come back and register: we know none of their bindings.
@@ -109,9 +129,14 @@ class HomeAgentDaemon(EngineDaemon):
         peering = self._by_reqids[ids]
         associations = list(negotiated)
         retired = self._watch.retired if self._watch is not None else frozenset()
+        # Without SA and binding there is nothing of that node here. Nor does a BU get in then: the
+        # sockets take nothing but what ESP has let through.
+        signalling = any(
+            sa.reqid == ids.signalling and sa.spi not in retired for sa in associations
+        )
         return desired(
             peering,
-            active=True,  # before IKE has an SA for them, BU and BA are blocked
+            active=signalling,
             binding=self._bindings.get(peering.home_address),
             negotiated=associations,
             esp_care_of=self._esp_care_of.get(peering.home_address),
@@ -125,6 +150,14 @@ class HomeAgentDaemon(EngineDaemon):
 
     def _accepts(self, source: IPv6Address, destination: IPv6Address) -> bool:
         return destination == self._config.home_agent.home_agent and source in self._peerings
+
+    def _also(self, output: Output) -> None:
+        if isinstance(output, HomeLinkChanged):
+            self._home_link.change(output)
+        elif isinstance(output, DetectDuplicateAddress):
+            self._home_link.detect(output)
+        else:
+            super()._also(output)
 
     def _time_is_up(self, now: float) -> list[Output]:
         return self._engine.expire(now)

@@ -4,8 +4,8 @@
 - K bit: the IKE_SA stays. After the acknowledgement an exchange from the new care-of address makes
   the home agent's charon follow to it and to the NAT's port (§5.1: "an empty informational
   message"; VICI offers none, so the IKE_SA is rekeyed).
-- Renegotiation, where either end clears the K bit: a new IKE_SA from the new care-of address, make
-  before break; the old one is deleted when the new one stands.
+- Renegotiation, where either end clears the K bit, and whenever IPv6 is involved: a new IKE_SA from
+  the new care-of address, make before break; the old one is deleted when the new one stands.
 
 In the last two the data SAs are moved by us when the binding changes, before IKE has followed.
 What charon loses (a dead peer, a restart at either end) is established anew, again and again until
@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from dsmip_ipsec.errors import IkeError
 from dsmip_ipsec.ike.inventory import MobilityMode
-from dsmip_ipsec.ike.vici_driver import SIGNALLING, SIGNALLING_TUNNEL, ViciDriver
+from dsmip_ipsec.ike.vici_driver import SIGNALLING_TUNNEL, ViciDriver
 from dsmip_ipsec.ike.vici_types import ChildUpdown, IkeEvent, IkeUpdown
 from dsmip_ipsec.ipsec.model import Address, SecurityAssociation
 from dsmip_ipsec.ipsec.peering import Peering
@@ -64,6 +64,8 @@ class KeyManagement:
             there=self._check,
             thorough=True,
         )
+        self._connection = ike.connection  # the IKE_SA's
+        self._next = ike.connection  # the one to establish it by
         self._wanted = False
         self._busy = asyncio.Lock()
         self._restoring: asyncio.Task[None] | None = None
@@ -76,36 +78,43 @@ class KeyManagement:
     def start(self) -> None:
         self._watch.start()
 
-    async def establish(self) -> None:
+    async def establish(self, care_of_address: Address) -> None:
         """The IKE_SA and its CHILD_SAs, afresh: what an earlier daemon left is deleted first.
+        It goes to the home agent's address of ``care_of_address``'s family.
 
         Raises IkeError.
         """
+        self._prefer(care_of_address)
         async with self._busy:
             await discard(self._driver, self._reqids, timeout=STOP_TIMEOUT_S)
             await self._establish()
             self._wanted = True
 
     async def follow(self, care_of_address: Address, *, key_mobility: bool) -> None:
-        """After the binding acknowledgement: bring the IKE_SA to the new care-of address.
+        """After the binding acknowledgement: bring the IKE_SA to the new care-of address, of either
+        family.
 
         ``key_mobility``: the K bit of the acknowledgement. Returns when exchanges work again.
         Raises IkeError.
         """
+        if self._ike.ipv6_connection or care_of_address.version == 4:
+            self._prefer(care_of_address)
         async with self._busy:
             if self._ike.mobility_mode is MobilityMode.MOBIKE:
                 await self._follow_mobike(care_of_address)
-            elif key_mobility:
+            elif self._next != self._connection:
+                await self._change_family()
+            elif key_mobility and care_of_address.version == 4:
                 await self._rekey()
             else:
-                await self._driver.reauthenticate(self._ike.connection, timeout=self._ike.timeout_s)
+                await self._driver.reauthenticate(self._connection, timeout=self._ike.timeout_s)
 
     async def terminate(self, *, force: bool = False) -> None:
         """Delete the IKE_SA with all its SAs; it isn't established anew. ``force``: don't wait for
         the peer. Raises IkeError."""
         await self._give_up()
         timeout = STOP_TIMEOUT_S if force else self._ike.timeout_s
-        await self._driver.terminate(self._ike.connection, timeout=timeout, force=force)
+        await self._driver.terminate(self._connection, timeout=timeout, force=force)
 
     async def stop(self) -> None:
         """Idempotent; leaves the IKE_SA as it is."""
@@ -116,19 +125,30 @@ class KeyManagement:
 
     async def _follow_mobike(self, care_of_address: Address) -> None:
         """charon's own rekeying of a transport mode CHILD_SA fails behind a NAT
-        (docs/strongswan-notes.md), so it is replaced while there is time."""
+        (docs/strongswan-notes.md), so it is replaced while there is time. Over IPv6 it is the other
+        way round: the tunnel mode SAs now end where their mirrors do, at the home agent's IPv6
+        address, and with the same SPI there can be only one of them."""
         sa = await self._driver.wait_moved(
-            self._ike.connection, local=care_of_address, timeout=self._ike.timeout_s
+            self._connection, local=care_of_address, timeout=self._ike.timeout_s
         )
-        if sa.nat and sa.child(SIGNALLING) and not sa.child(SIGNALLING_TUNNEL):
-            await self._driver.renew_signalling(self._ike.connection, timeout=self._ike.timeout_s)
+        mirrored = sa.child(SIGNALLING_TUNNEL) is not None
+        unfit = mirrored if care_of_address.version == 6 else not mirrored
+        if unfit and (sa.nat or care_of_address.version == 6):
+            await self._driver.renew_signalling(self._connection, timeout=self._ike.timeout_s)
+
+    async def _change_family(self) -> None:
+        """Without MOBIKE an IKE_SA keeps the home agent's address: a new one, make before break."""
+        old = self._connection
+        await self._establish()
+        with contextlib.suppress(IkeError):  # of a family that may be gone
+            await self._driver.terminate(old, timeout=STOP_TIMEOUT_S, force=True)
 
     async def _rekey(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._ike.timeout_s
         while True:
             left = deadline - asyncio.get_running_loop().time()
             try:
-                await self._driver.rekey(self._ike.connection, timeout=max(left, BUSY_S))
+                await self._driver.rekey(self._connection, timeout=max(left, BUSY_S))
             except IkeError as error:
                 if "rekeying failed" not in error.message or left < BUSY_S:
                     raise
@@ -138,9 +158,19 @@ class KeyManagement:
 
     # Losing and finding ---------------------------------------------------------------------------
 
+    def _prefer(self, care_of_address: Address) -> None:
+        connections = {4: self._ike.connection, 6: self._ike.ipv6_connection}
+        self._next = connections[care_of_address.version]
+        if not self._next:
+            raise IkeError(
+                "there is no connection for IKE over IPv6",
+                hint="name one in the daemon's configuration: ike.ipv6_connection",
+            )
+
     async def _establish(self) -> None:
+        self._connection = self._next
         await self._driver.establish(
-            self._ike.connection, data=self._peering.protect_data, timeout=self._ike.timeout_s
+            self._connection, data=self._peering.protect_data, timeout=self._ike.timeout_s
         )
 
     def _event(self, event: IkeEvent) -> None:
@@ -162,16 +192,16 @@ class KeyManagement:
                     await self._establish()
                     break
                 except IkeError as error:
-                    log.warning("IKE_SA %s is lost: %s", self._ike.connection, error)
+                    log.warning("IKE_SA %s is lost: %s", self._connection, error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_LAST_S)
         if self._wanted:
-            log.info("IKE_SA %s is established anew", self._ike.connection)
+            log.info("IKE_SA %s is established anew", self._connection)
             await self._restored()
 
     async def _complete(self) -> bool:
         """Whether an IKE_SA is established and has its CHILD_SAs. Raises IkeError."""
-        return await self._driver.is_complete(self._ike.connection, data=self._peering.protect_data)
+        return await self._driver.is_complete(self._connection, data=self._peering.protect_data)
 
     async def _give_up(self) -> None:
         self._wanted = False

@@ -1,10 +1,15 @@
-"""The signalling path: UDP 4191 <-> kernel ESP <-> Mobility Headers, tokens and all.
+"""The signalling path: UDP 4191 or IPv6 <-> kernel ESP <-> Mobility Headers, tokens and all.
 
 Used by the mobile node and the home agent alike. Inbound, a datagram's inner packet goes into the
 kernel's ESP input with a token that stands for its outer source; what ESP lets through comes back
 with the token. Outbound, a message goes through the kernel's ESP output with a token that stands
 for the outer addresses; the protected packet comes out of a TUN with it and is put into UDP
 (RFC 5555 §4.2, §5.2.1).
+
+Natively over IPv6 (RFC 6275) the kernel's MIPv6 sees to home address option and type 2 routing
+header. Where the kernel has none, it is as with UDP, with these headers in its place
+(:mod:`dsmip_ipsec.kernel.native_socket`). At home, where there is neither, messages pass straight
+between the kernel's ESP and the wire.
 """
 
 from __future__ import annotations
@@ -16,13 +21,15 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address, ip_address
 
 from dsmip_ipsec.errors import KernelError, WireError
-from dsmip_ipsec.kernel.mobility_socket import MobilitySocket
+from dsmip_ipsec.kernel.mobility_socket import MobilitySocket, ReceivedMobility
+from dsmip_ipsec.kernel.native_socket import NativeSocket, unwrap, wrap
+from dsmip_ipsec.kernel.protected_socket import ProtectedSocket
 from dsmip_ipsec.kernel.tun import MAX_PACKET, TUN_NAME, open_tun
 from dsmip_ipsec.mobility.token import FLOW_LABEL_BITS, TokenTable
-from dsmip_ipsec.mobility.types import MobilityPacket, OuterAddress, SendMobility
+from dsmip_ipsec.mobility.types import IPAddress, MobilityPacket, OuterAddress, SendMobility
 from dsmip_ipsec.wire.ip import DSMIP_PORT, IPPROTO_ESP, IPPROTO_MH, parse_ipv6
 
 log = logging.getLogger(__name__)
@@ -38,8 +45,27 @@ TOKEN_LIFETIME_S = 2.0
 class Route:
     """Where a protected message leaves: from the UDP socket of ``local`` to ``remote``."""
 
-    local: IPv4Address
+    local: IPAddress
     remote: OuterAddress
+
+
+@dataclass(frozen=True, slots=True)
+class NativeRoute:
+    """How a protected message leaves natively: the addresses on the wire, and the headers."""
+
+    source: IPv6Address
+    destination: IPv6Address
+    home_address_option: IPv6Address | None
+    type2_routing: IPv6Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class NativeArrival:
+    """What ESP would lose of a packet that came natively."""
+
+    source: IPv6Address
+    destination: IPv6Address
+    home_address_option: IPv6Address | None
 
 
 class SignallingPath:
@@ -47,7 +73,8 @@ class SignallingPath:
 
     ``on_message`` gets each Mobility Header that ESP has let through. ``accepts`` says whether the
     addresses of an inner packet are those of a peer of ours; everything else is dropped and
-    counted in ``counters`` (names ``signalling.<what>``).
+    counted in ``counters`` (names ``signalling.<what>``). ``kernel_headers``: the kernel has MIPv6,
+    and desired state its states.
     """
 
     def __init__(
@@ -56,18 +83,22 @@ class SignallingPath:
         random_bits: Callable[[int], int],
         accepts: Callable[[IPv6Address, IPv6Address], bool],
         on_message: Callable[[MobilityPacket], None],
+        kernel_headers: bool,
     ) -> None:
-        self._marks: TokenTable[OuterAddress] = TokenTable(
+        self._kernel_headers = kernel_headers
+        self._marks: TokenTable[OuterAddress | NativeArrival] = TokenTable(
             random_bits, pattern=MARK_PATTERN, pattern_mask=MARK_MASK, lifetime=TOKEN_LIFETIME_S
         )
-        self._labels: TokenTable[Route] = TokenTable(
+        self._labels: TokenTable[Route | NativeRoute] = TokenTable(
             random_bits, width=FLOW_LABEL_BITS, lifetime=TOKEN_LIFETIME_S
         )
         self._accepts = accepts
         self._on_message = on_message
-        self._udp: dict[IPv4Address, socket.socket] = {}
+        self._udp: dict[IPAddress, socket.socket] = {}
         self._tun = -1
         self._mobility: MobilitySocket | None = None
+        self._protected: ProtectedSocket | None = None
+        self._native: NativeSocket | None = None
         self._counters: Counter[str] = Counter()
 
     @property
@@ -82,46 +113,55 @@ class SignallingPath:
         self._tun = open_tun(TUN_NAME)
         try:
             self._mobility = MobilitySocket()
+            self._protected = ProtectedSocket()
+            self._native = None if self._kernel_headers else NativeSocket()
         except KernelError:
-            os.close(self._tun)
-            self._tun = -1
+            self._close_sockets()
             raise
         loop = asyncio.get_running_loop()
         loop.add_reader(self._tun, self._read_tun)
         loop.add_reader(self._mobility.fileno(), self._read_mobility)
+        loop.add_reader(self._protected.fileno(), self._read_protected)
+        if self._native is not None:
+            loop.add_reader(self._native.fileno(), self._read_native)
 
     def close(self) -> None:
-        loop = asyncio.get_running_loop()
         for local in list(self._udp):
             self.unbind(local)
-        if self._mobility is not None:
-            loop.remove_reader(self._mobility.fileno())
-            self._mobility.close()
-            self._mobility = None
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        loop = asyncio.get_running_loop()
+        for each in (self._mobility, self._protected, self._native):
+            if each is not None:
+                loop.remove_reader(each.fileno())
+                each.close()
+        self._mobility = self._protected = self._native = None
         if self._tun >= 0:
             loop.remove_reader(self._tun)
             os.close(self._tun)
             self._tun = -1
 
-    def bind(self, local: IPv4Address) -> None:
+    def bind(self, local: IPAddress) -> None:
         """Receive and send on port 4191 of ``local``. Idempotent. Raises KernelError."""
         if local in self._udp:
             return
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        family = socket.AF_INET if local.version == 4 else socket.AF_INET6
+        udp = socket.socket(family, socket.SOCK_DGRAM)
         udp.setblocking(False)
         try:
             udp.bind((str(local), DSMIP_PORT))
         except OSError as error:
             udp.close()
             raise KernelError(
-                f"can't bind UDP {local}:{DSMIP_PORT}: {error.strerror}",
+                f"can't bind UDP {local} port {DSMIP_PORT}: {error.strerror}",
                 errno=error.errno or 0,
                 hint="is the address configured, and does no other daemon hold the port?",
             ) from error
         self._udp[local] = udp
         asyncio.get_running_loop().add_reader(udp.fileno(), self._read_udp, udp)
 
-    def unbind(self, local: IPv4Address) -> None:
+    def unbind(self, local: IPAddress) -> None:
         """Stop using ``local``. Idempotent."""
         udp = self._udp.pop(local, None)
         if udp is not None:
@@ -130,38 +170,85 @@ class SignallingPath:
 
     def send(self, output: SendMobility) -> None:
         """Send what an engine wants sent. A failure is logged and counted: engines retransmit."""
-        if not isinstance(output.local, IPv4Address) or output.remote is None:
-            self._drop("native_unsupported", "natively over IPv6: not built yet")
-            return
         now = asyncio.get_running_loop().time()
-        token = self._labels.issue(Route(output.local, output.remote), now)
+        source, destination = output.source, output.destination
+        way: Route | NativeRoute | None = None
+        if output.remote is not None:
+            assert output.local is not None, "UDP leaves from somewhere"
+            way = Route(output.local, output.remote)
+        elif output.home_address_option is not None or output.type2_routing is not None:
+            way = NativeRoute(source, destination, output.home_address_option, output.type2_routing)
+            # RFC 6275 §11.3.2, §6.4: ESP sees the home addresses.
+            source = output.home_address_option or source
+            destination = output.type2_routing or destination
+            if self._kernel_headers:
+                self._send_by_kernel(output, source, destination)
+                return
+        token = self._labels.issue(way, now) if way is not None else 0
         assert self._mobility is not None, "open() comes first"
         try:
             self._mobility.send(
                 output.message,
-                output.source,
-                output.destination,
-                mark=MARK_PATTERN,
+                source,
+                destination,
+                mark=MARK_PATTERN if way is not None else 0,
                 flow_label=token,
             )
         except KernelError as error:
-            self._labels.redeem(token, now)
+            if way is not None:
+                self._labels.redeem(token, now)
             self._drop("send_failed", error.message)
+            return
+        if way is None:
+            self._counters["signalling.sent"] += 1
+
+    def _send_by_kernel(
+        self, output: SendMobility, source: IPv6Address, destination: IPv6Address
+    ) -> None:
+        assert self._mobility is not None, "open() comes first"
+        care_of_address = output.destination if output.type2_routing is not None else None
+        try:
+            self._mobility.send_native(
+                output.message,
+                source,
+                destination,
+                care_of_address=care_of_address,
+                # The home agent may be unreachable from the home address, but from the care-of
+                # address it isn't (kernel.routing).
+                mark=MARK_PATTERN if output.home_address_option is not None else 0,
+            )
+        except (KernelError, WireError) as error:
+            self._drop("send_failed", error.message)
+        else:
+            self._counters["signalling.sent"] += 1
 
     def _read_udp(self, udp: socket.socket) -> None:
         while True:
             try:
-                packet, (address, port) = udp.recvfrom(MAX_PACKET)
+                packet, (address, port, *_) = udp.recvfrom(MAX_PACKET)
             except BlockingIOError:
                 return
             except OSError as error:  # an ICMP error for something sent before
                 self._drop("icmp_error", str(error.strerror))
                 continue
-            self._inject(packet, OuterAddress(IPv4Address(address), port))
+            self._counters["signalling.udp_received"] += 1
+            self._inject(packet, OuterAddress(ip_address(address), port))
 
-    def _inject(self, packet: bytes, outer: OuterAddress) -> None:
+    def _read_native(self) -> None:
+        assert self._native is not None, "the reader is removed before"
+        while (packet := self._native.receive()) is not None:
+            try:
+                native = unwrap(packet)
+            except WireError:
+                continue  # the kernel answers what is wrong with extension headers
+            if native is None or not self._accepts(native.inner_source, native.inner_destination):
+                continue  # somebody else's: this socket sees all
+            self._counters["signalling.native_received"] += 1
+            arrival = NativeArrival(native.source, native.destination, native.home_address_option)
+            self._inject(native.inner, arrival)
+
+    def _inject(self, packet: bytes, outer: OuterAddress | NativeArrival) -> None:
         """Hand a received inner packet to ESP, or say why not."""
-        self._counters["signalling.udp_received"] += 1
         try:
             header, _ = parse_ipv6(packet)
         except WireError as error:
@@ -186,15 +273,54 @@ class SignallingPath:
         assert self._mobility is not None, "open() comes first"
         while (received := self._mobility.receive()) is not None:
             now = asyncio.get_running_loop().time()
-            outer = self._marks.redeem(received.mark, now) if received.mark else None
-            if outer is None:
+            if not received.mark:
+                self._received_by_kernel(received)
+                continue
+            arrival = self._marks.redeem(received.mark, now)
+            source, destination = received.source, received.destination
+            if arrival is None:
                 # Without a token of ours it didn't come by way of the injected ESP packet.
-                self._drop("unprotected", f"{received.source} -> {received.destination}")
+                self._drop("unprotected", f"{source} -> {destination}")
                 continue
             self._counters["signalling.received"] += 1
-            self._on_message(
-                MobilityPacket(received.source, received.destination, received.message, outer)
-            )
+            if isinstance(arrival, NativeArrival):
+                packet = MobilityPacket(
+                    arrival.source,
+                    arrival.destination,
+                    received.message,
+                    None,
+                    arrival.home_address_option,
+                )
+            else:
+                packet = MobilityPacket(source, destination, received.message, arrival)
+            self._on_message(packet)
+
+    def _received_by_kernel(self, received: ReceivedMobility) -> None:
+        """Straight from a link. With a header of MIPv6 it came under a policy that wants ESP;
+        without one, the other socket has it if it came under ESP."""
+        source, destination = received.source, received.destination
+        if received.care_of_address is None and not received.routed:
+            return
+        if not self._accepts(source, destination):
+            self._drop("foreign", f"{source} -> {destination}")
+            return
+        self._counters["signalling.received"] += 1
+        self._counters["signalling.native_received"] += 1
+        care_of_address = received.care_of_address
+        option = source if care_of_address is not None else None
+        self._on_message(
+            MobilityPacket(care_of_address or source, destination, received.message, None, option)
+        )
+
+    def _read_protected(self) -> None:
+        assert self._protected is not None, "open() comes first"
+        while (received := self._protected.receive()) is not None:
+            source, destination = received.source, received.destination
+            if not self._accepts(source, destination):
+                self._drop("foreign", f"{source} -> {destination}")
+                continue
+            self._counters["signalling.received"] += 1
+            self._on_message(MobilityPacket(source, destination, received.message, None))
 
     def _read_tun(self) -> None:
         while True:
@@ -205,7 +331,7 @@ class SignallingPath:
             self._encapsulate(packet)
 
     def _encapsulate(self, packet: bytes) -> None:
-        """Put one protected packet from the TUN into UDP, without its token."""
+        """Send one protected packet from the TUN on its way, without its token."""
         try:
             header, _ = parse_ipv6(packet)
         except WireError:
@@ -221,6 +347,9 @@ class SignallingPath:
         if route is None:
             self._drop("token_unknown", f"{header.source} -> {header.destination}")
             return
+        if isinstance(route, NativeRoute):
+            self._send_native(packet, route)
+            return
         udp = self._udp.get(route.local)
         if udp is None:
             self._drop("local_gone", f"{route.local} is no longer bound")
@@ -229,6 +358,22 @@ class SignallingPath:
             udp.sendto(_without_label(packet), (str(route.remote.address), route.remote.port))
         except OSError as error:
             self._drop("send_failed", f"from {route.local}: {error.strerror}")
+        else:
+            self._counters["signalling.sent"] += 1
+
+    def _send_native(self, packet: bytes, route: NativeRoute) -> None:
+        assert self._native is not None, "open() comes first"
+        try:
+            whole = wrap(
+                packet,
+                route.source,
+                route.destination,
+                home_address_option=route.home_address_option,
+                type2_routing=route.type2_routing,
+            )
+            self._native.send(whole, route.source, route.destination)
+        except (KernelError, WireError) as error:
+            self._drop("send_failed", error.message)
         else:
             self._counters["signalling.sent"] += 1
 

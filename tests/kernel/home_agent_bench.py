@@ -22,7 +22,7 @@ from scapy.layers.ipsec import SecurityAssociation as ScapySa
 from xfrm_netns import ip
 
 from dsmip_ipsec.ike.inventory import MobilityMode
-from dsmip_ipsec.lab.deploy import reqids
+from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.node.config import (
     HomeAgentConfig,
     HomeAgentIkeSection,
@@ -48,7 +48,7 @@ class MobileNode:
         self.index = index
         self.home_address = AGENT + 0x100 + index
         self.v4addr = IPv4Address("192.0.2.10") + index % 3
-        self.ids = reqids(index)
+        self.ids = numbered_reqids(index)
         self.spi_up, self.spi_down = 0x1000 + index, 0x2000 + index
         self.key_up = hashlib.sha256(b"up %d" % index).digest()[:20]
         self.key_down = hashlib.sha256(b"down %d" % index).digest()[:20]

@@ -19,8 +19,8 @@ from dsmip_ipsec.ike import charon
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ike.vici_types import IkeSa
 from dsmip_ipsec.ipsec.model import SecurityAssociation
+from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import nat
-from dsmip_ipsec.lab.deploy import reqids
 from dsmip_ipsec.lab.netns import enter, isolated
 from dsmip_ipsec.lab.spec import Lab, parse
 from dsmip_ipsec.lab.standing import StandingLab
@@ -29,7 +29,7 @@ HOME, HOME4 = "2001:db8:100::100", "203.0.113.200"
 CORRESPONDENT, CORRESPONDENT4 = "2001:db8:0:2::200", "192.0.2.200"
 NAT, PRIVATE, PUBLIC = "192.0.2.2", "10.0.0.100", "198.51.100.100"
 MODES = ("mobike", "k-bit", "renegotiate")
-IDS = reqids(0)
+IDS = numbered_reqids(0)
 # How long what happens after a round trip or two may take on a busy machine.
 SOON_S = 8.0
 

@@ -3,10 +3,26 @@ both ends, both SADs and both charons agree, and data flows in both families."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
-from mobility_lab import MODES, NAT, PUBLIC, mobility_lab, until
+from daemon_lab import LAB, daemon_lab, tshark
+from daemon_lab import until as until_true
+from mobility_lab import (
+    CORRESPONDENT,
+    CORRESPONDENT4,
+    HOME,
+    HOME4,
+    MODES,
+    NAT,
+    PUBLIC,
+    mobility_lab,
+    until,
+)
+
+from dsmip_ipsec.ike.vici_driver import ViciDriver
+from dsmip_ipsec.ike.vici_types import IkeSa
 
 pytestmark = pytest.mark.kernel
 
@@ -41,3 +57,40 @@ async def test_moves(tmp_path: Path, mode: str) -> None:
     initial = [row for row in rows if row[0] in (NAT, PUBLIC) and row[2] == "34"]
     # One IKE_SA for good, unless the mode is to make a new one for each of the two moves.
     assert len(initial) == (3 if mode == "renegotiate" else 1)
+
+
+async def only(driver: ViciDriver) -> IkeSa | None:
+    sas = await driver.list_sas()
+    return sas[0] if len(sas) == 1 and sas[0].established else None
+
+
+@pytest.mark.parametrize("mode", ["k-bit", "renegotiate"])
+async def test_families_without_mobike(tmp_path: Path, mode: str) -> None:
+    """IPv6, IPv4 behind a NAT, IPv6 again: an IKE_SA keeps its family, so there is a new one."""
+    toml = LAB.replace('mobility = "mobike"', f'mobility = "{mode}"')
+    async with daemon_lab(tmp_path, toml) as lab:
+        previous = ""
+        for network, address, seen in (
+            ("six", "2001:db8:6::100", "2001:db8:6::100"),
+            ("private", "10.0.0.100", "192.0.2.2"),
+            ("dual", "2001:db8:d::100", "2001:db8:d::100"),
+        ):
+            await lab.move(network)
+            if previous:
+                lab.leave("mn", previous)
+            previous = network
+            binding = await lab.binding("ha")
+            assert binding is not None
+            assert binding["care_of_address"] == address
+            await until_true(lambda: lab.reaches("mn", HOME, CORRESPONDENT), "IPv6 payload")
+            await until_true(lambda: lab.reaches("mn", HOME4, CORRESPONDENT4), "IPv4 payload")
+            driver = ViciDriver(lab.nodes["mn"].files.vici_socket)
+            sa = await until_true(partial(only, driver), "a single IKE_SA", 10)
+            before, after = await driver.probe_exchange(sa.name)
+            assert before.uniqueid != after.uniqueid
+            # The home agent may keep an IKE_SA of the other family: no way was left to delete it.
+            found = await ViciDriver(lab.nodes["ha"].files.vici_socket).list_sas()
+            assert seen in {str(sa.remote_host) for sa in found if sa.established}
+    for capture in ("core-six", "core-dual", "nat-private"):
+        clear = f"(ipv6.addr == {HOME} || ip.addr == {HOME4}) && !esp"
+        assert tshark(tmp_path, capture, clear, "frame.number") == []

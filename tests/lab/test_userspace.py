@@ -19,10 +19,10 @@ import pytest
 import tomli_w
 from scapy.layers.inet6 import MIP6MH_BU, IPv6
 
+from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import netns, rtnl
 from dsmip_ipsec.lab.capture import Captures
 from dsmip_ipsec.lab.cleanup import Run
-from dsmip_ipsec.lab.deploy import reqids
 from dsmip_ipsec.lab.processes import Processes
 from dsmip_ipsec.lab.spec import parse
 from dsmip_ipsec.lab.spec_models import Lab
@@ -71,7 +71,7 @@ class Pair:
         self.sas = sections(kind)
 
     async def start(self) -> None:
-        ids = reqids(0)
+        ids = numbered_reqids(0)
         peer = {
             "home_address": HOME,
             "ipv4_home_address": HOME4,

@@ -152,12 +152,17 @@ def test_without_a_ca(tmp_path: Path) -> None:
             CaStore(directory).issue("mn1.example.org", now=NOW)
 
 
-def test_what_is_stored_is_found_again_until_it_is_revoked(tmp_path: Path) -> None:
+def test_what_is_stored_is_found_again(tmp_path: Path) -> None:
     store = CaStore(tmp_path / "ca")
     store.create(now=NOW)
     issued = store.issue("mn1.example.org", now=NOW, days=1)
-    assert store.newest("mn1.example.org", NOW) == issued
+    found = store.newest("mn1.example.org", NOW)
+    assert found is not None
+    assert found[1] == issued
+    assert found[0].revoked_at is None
     assert store.newest("mn2.example.org", NOW) is None
     assert store.newest("mn1.example.org", NOW + datetime.timedelta(days=2)) is None
     store.revoke("mn1.example.org", now=NOW)
-    assert store.newest("mn1.example.org", NOW) is None
+    found = store.newest("mn1.example.org", NOW)
+    assert found is not None
+    assert found[0].revoked_at == NOW

@@ -109,7 +109,11 @@ def test_both_ends_agree() -> None:
     ours = deployment()
     at_ha = parse(render_swanctl(ours, None))["connections"]["mn1"]
     at_mn = parse(render_swanctl(ours, "mn1"))["connections"]["mn1"]
-    assert set(parse(render_swanctl(ours, "mn1"))["connections"]) == {"mn1"}
+    connections = parse(render_swanctl(ours, "mn1"))["connections"]
+    assert set(connections) == {"mn1", "mn1-ipv6"}
+    # The same over IPv6: nothing but the address differs.
+    assert connections["mn1-ipv6"].pop("remote_addrs") == str(ours.home_agent.ipv6)
+    assert connections["mn1-ipv6"] == {k: v for k, v in at_mn.items() if k != "remote_addrs"}
     assert at_mn["remote_addrs"] == "203.0.113.2"
     assert at_mn["local_addrs"] == "%any"
     assert at_mn["local_port"] == at_mn["remote_port"] == "4500"  # RFC 5555 §5
@@ -167,8 +171,9 @@ def test_without_mobike_the_routes_choose_the_source_and_the_home_agent_follows(
     }
     assert ("encap" in connections["mn1"]) == by_route
     assert "encap" not in connections[None]
-    replaces = mode is not MobilityMode.RENEGOTIATE
-    assert connections[None]["unique"] == ("replace" if replaces else "no")
+    assert connections[None]["unique"] == ("no" if by_route else "replace")
+    ipv6 = parse(render_swanctl(ours, "mn1"))["connections"]["mn1-ipv6"]
+    assert "encap" not in ipv6  # no NAT to pretend: a new IKE_SA is made there
     files = NodeFiles(tmp_path, "x")
     mobile = parse(render_strongswan(settings, files))["charon"]["plugins"]
     fixed = parse(render_strongswan(settings, files, mobile=False))["charon"]["plugins"]

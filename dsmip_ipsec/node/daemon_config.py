@@ -1,0 +1,90 @@
+"""From a deployment to the configuration of one daemon (:mod:`dsmip_ipsec.node.config`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from dsmip_ipsec.errors import ConfigError
+from dsmip_ipsec.ike.inventory import Deployment, MobileNode
+from dsmip_ipsec.ike.private_files import replace_file
+from dsmip_ipsec.ike.render import NodeFiles, ipv6_connection
+from dsmip_ipsec.node.config import HomeAgentConfig, MobileNodeConfig
+
+
+def daemon_config(
+    deployment: Deployment,
+    node: str | None,
+    files: NodeFiles,
+    control_socket: Path,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The configuration of the home agent's daemon (``node`` None) or of a mobile node's.
+
+    :param settings: further keys of it, such as ``lifetime_s``.
+    :raises ConfigError: the daemon wouldn't take it.
+    """
+    ike: dict[str, Any] = {
+        "vici_socket": str(files.vici_socket),
+        "mobility_mode": deployment.settings.mobility.value,
+    }
+    document: dict[str, Any] = {
+        "control_socket": str(control_socket),
+        "protect_data": deployment.settings.protect_data,
+        **settings,
+        "home_agent": {
+            "home_agent": str(deployment.home_agent.ipv6),
+            "home_agent_ipv4": str(deployment.home_agent.ipv4),
+        },
+    }
+    model: type[HomeAgentConfig | MobileNodeConfig]
+    if node is None:
+        model = HomeAgentConfig
+        document |= {"ike": ike, "mobile_nodes": [_peer(mn) for mn in deployment.mobile_nodes]}
+    else:
+        model = MobileNodeConfig
+        document |= {
+            "ike": {**ike, "connection": node, "ipv6_connection": ipv6_connection(node)},
+            "mobile_node": _peer(deployment.mobile_node(node)),
+        }
+    try:
+        model.model_validate(document)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(
+            f"the daemon of {node or 'the home agent'} doesn't take {where}: {problem['msg']}"
+        ) from error
+    return document
+
+
+def write_daemon_config(
+    path: Path,
+    deployment: Deployment,
+    node: str | None,
+    files: NodeFiles,
+    control_socket: Path,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write what :func:`daemon_config` makes. :raises ConfigError: as that, or it can't be
+    written."""
+    document = daemon_config(deployment, node, files, control_socket, settings)
+    replace_file(path, tomli_w.dumps(document).encode(), 0o644)
+
+
+def _peer(mn: MobileNode) -> dict[str, Any]:
+    peer: dict[str, Any] = {"home_address": str(mn.home_address)}
+    if mn.ipv4_home_address is not None:
+        peer["ipv4_home_address"] = str(mn.ipv4_home_address)
+    if mn.mirror_reqid is None:
+        raise ConfigError(f"{mn.name} has no mirror_reqid, which the daemons need")
+    return {
+        **peer,
+        "signalling_reqid": mn.signalling_reqid,
+        "mirror_reqid": mn.mirror_reqid,
+        "data_reqid": mn.data_reqid,
+    }

@@ -1,0 +1,29 @@
+"""Who sees to Mobile IPv6's extension headers: the kernel, where it can."""
+
+from __future__ import annotations
+
+import logging
+
+from dsmip_ipsec.errors import ConfigError
+from dsmip_ipsec.kernel.probes import probe
+from dsmip_ipsec.node.config import HomeAgentConfig, MobileNodeConfig
+
+log = logging.getLogger(__name__)
+
+_PROBES = ("mip6_hao", "mip6_rt2")
+
+
+def kernel_headers(config: MobileNodeConfig | HomeAgentConfig) -> bool:
+    """Whether the kernel's MIPv6 is to be used. Raises ConfigError when it is asked for and isn't
+    there."""
+    if config.ipsec == "userspace" or config.native_signalling == "own":
+        return False
+    capabilities = probe(_PROBES)
+    there = all(capabilities.ok(name) for name in _PROBES)
+    if config.native_signalling == "kernel" and not there:
+        raise ConfigError(
+            'native_signalling = "kernel", but this kernel has no MIPv6',
+            hint="load the module mip6, or leave out the setting",
+        )
+    log.info("home address option and type 2 routing header: %s", "kernel" if there else "own")
+    return there

@@ -1,0 +1,24 @@
+"""Every lab that comes along passes, each in a guest of its own, and judges what it shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lab_runs import LABS, run_lab
+
+SCENARIOS = sorted(path.stem for path in LABS.glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenario(name: str, tmp_path: Path) -> None:
+    run = run_lab(name, tmp_path / "out")
+    failed = [
+        (step["name"], expectation)
+        for step in [*run.record["steps"], {**run.record, "name": ""}]
+        for expectation in step["expectations"]
+        if not expectation["passed"]
+    ]
+    assert (run.status, failed, run.record["failure"]) == (0, [], None), run.output
+    moving = [step for step in run.record["steps"] if step["expectations"]]
+    assert len(moving) >= 3
