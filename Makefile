@@ -68,9 +68,13 @@ test-faults: install
 
 # Ratios of one run, judged by what the issues ask for; noisy on a busy machine.
 bench: install
-	$(BIN)/pytest -q -s tests/bench
-	$(BIN)/python tests/bench/bench_esp.py
-	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q tests/kernel/test_handover_interruption.py
+	status=0; \
+	$(BIN)/pytest -q -s tests/bench || status=1; \
+	$(BIN)/python tests/bench/bench_esp.py || status=1; \
+	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q -s tests/kernel/bench_reconciler.py \
+	  tests/kernel/bench_home_agent.py tests/kernel/bench_data_path.py \
+	  tests/kernel/test_handover_interruption.py || status=1; \
+	exit $$status
 
 lint: install
 	$(BIN)/ruff check .
