@@ -14,12 +14,12 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping strongswan-swanctl \
             charon-systemd libstrongswan-standard-plugins libcharon-extra-plugins openssl tshark \
-            tcpdump radvd
+            tcpdump radvd qemu-system-x86 linux-image-amd64 busybox-static
 
 # What tests need beyond that: a browser that judges the HTML report.
 TEST_PACKAGES := chromium
 
-.PHONY: lab test test-unit test-plugin test-userspace test-kernel test-handover test-faults bench lint install packages clean
+.PHONY: lab test test-unit test-plugin test-userspace test-kernel test-handover test-qemu test-faults bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -34,6 +34,7 @@ lab: install
 test: install
 	$(MAKE) test-unit
 	$(MAKE) test-handover
+	$(MAKE) test-qemu
 	$(MAKE) test-plugin
 	$(MAKE) test-userspace
 	@echo "Now kernel tests and faults, side by side: five minutes."
@@ -45,6 +46,10 @@ test-unit: install
 
 test-handover: install
 	$(BIN)/pytest -q tests/lab/test_nat_handover.py
+
+# The same lab on a stock kernel; without KVM it takes a minute.
+test-qemu: install
+	$(BIN)/pytest -q tests/lab/test_qemu.py
 
 # Installs the package from its wheel and runs docs/examples with it, two guests at once.
 test-plugin: install

@@ -22,7 +22,7 @@ from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import flow, record, routes
 from dsmip_ipsec.lab.expectations import Observation, judge
 from dsmip_ipsec.lab.nursery import Nursery
-from dsmip_ipsec.lab.pace import scaled
+from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
 from dsmip_ipsec.lab.spec import Expect, Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
 from dsmip_ipsec.lab.timeline import timeline
@@ -439,7 +439,7 @@ class Scenario:
         return record.Settings(
             one_way_delay_ms=rtt_ms / 2,
             rtt_ms=rtt_ms,
-            probe_interval_ms=self.lab.flow.interval_ms,
+            probe_interval_ms=probe_interval_ms(self.lab.flow.interval_ms),
             ike_authentication=self.lab.ike.auth,
             ike_mobility=self.lab.ike.mobility,
             data_protected=self.lab.data.protected,

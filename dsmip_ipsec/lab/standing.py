@@ -29,7 +29,7 @@ from dsmip_ipsec.lab.cleanup import Run
 from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import NodeObserver
-from dsmip_ipsec.lab.pace import scaled
+from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
 from dsmip_ipsec.lab.processes import Processes, in_child
 from dsmip_ipsec.lab.routes import LinkAttachment
 from dsmip_ipsec.lab.spec import Lab
@@ -226,7 +226,7 @@ class StandingLab:
             found += flow.flows(
                 homes,
                 correspondents,
-                interval_ms=settings.interval_ms,
+                interval_ms=probe_interval_ms(settings.interval_ms),
                 size=settings.size,
                 port=settings.port,
                 node=name,
