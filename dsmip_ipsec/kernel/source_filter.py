@@ -1,10 +1,12 @@
 """What the home agent takes out of a kernel tunnel: only its mobile node's source addresses.
 
 RFC 6275 §10.4.5 has the home agent compare the tunnel's outer source with the care-of address: the
-kernel's tunnel does, by its ends. That alone would let a mobile node send in another one's name, so
-what comes out must have a source that the tunnel is for. A traffic control filter on the tunnel's input does the latter, and not a
-routing rule: a rule comes after the local table, so it doesn't see what is for the home agent
-itself. It goes with the interface, so nothing is left of it whatever happens to us.
+kernel's tunnel does, by its ends. That alone would let a mobile node send in another one's name,
+so what comes out must have a source that the tunnel is for.
+
+A traffic control filter on the tunnel's input sees to it, and not a routing rule: a rule comes
+after the local table, so it doesn't see what is for the home agent itself. The filter goes with
+the interface, so nothing is left of it whatever happens to us.
 """
 
 from __future__ import annotations

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv6Address
 
 from dsmip_ipsec.errors import KernelError
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
-from dsmip_ipsec.ipsec.model import UDP_TUNNELS
+from dsmip_ipsec.ipsec.model import UDP_TUNNELS, Tunnel
 from dsmip_ipsec.ipsec.peering import Peering
 from dsmip_ipsec.kernel.routing import PAYLOAD_TABLE, Routing
 from dsmip_ipsec.kernel.tunnels import RT_TABLE_MAIN, PlainTunnels
@@ -24,6 +25,14 @@ log = logging.getLogger(__name__)
 
 # RFC 5555 §4.1.1: what an Ethernet leaves behind IPv4 and UDP. A narrower path has fragments.
 UDP_TUNNEL_MTU = 1500 - 20 - 8
+
+# Nobody's home address, between addresses for documentation (RFC 5737, RFC 3849).
+_TRIAL = DesiredState(
+    tunnels=(
+        Tunnel(IPv6Address("2001:db8::"), IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")),
+        Tunnel(IPv6Address("2001:db8::"), IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2")),
+    )
+)
 
 Wanted = Callable[[], DesiredState]
 
@@ -45,6 +54,7 @@ class PlainData:
             default_table=RT_TABLE_MAIN if home_agent else PAYLOAD_TABLE,
             check_sources=home_agent,
         )
+        self._standing = DesiredState()
         self._open = False
         self._again = False
         self._work: asyncio.Task[None] | None = None
@@ -63,6 +73,8 @@ class PlainData:
         self._udp.open()
         await self._routing.up(UDP_TUNNELS, UDP_TUNNEL_MTU)
         self._path.on_payload = self._udp.receive
+        # Each kind once: a kernel that lacks one says so now, and none loads modules in a handover.
+        await self._tunnels.reconcile(_TRIAL)
         await self._tunnels.reconcile(DesiredState())
 
     async def close(self) -> None:
@@ -86,7 +98,8 @@ class PlainData:
         is judged by the new binding already."""
         if not self._open:
             return
-        self._udp.replace(self._wanted())
+        # Make before break: a tunnel in UDP lives until the routes lead elsewhere.
+        self._udp.replace(self._standing + self._wanted())
         if self._work is not None and not self._work.done():
             self._again = True
         else:
@@ -102,8 +115,11 @@ class PlainData:
         try:
             while self._open:
                 self._again = False
-                await self._tunnels.reconcile(self._wanted())
+                wanted = self._wanted()
+                await self._tunnels.reconcile(wanted)
+                self._standing = wanted
                 if not self._again:
+                    self._udp.replace(wanted)
                     return
         except KernelError as error:
             if self._failure is not None and not self._failure.done():
