@@ -8,7 +8,7 @@ an SPI, addresses, a mode and keys.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -36,6 +36,8 @@ class Direction(Enum):
     IN = "in"
     OUT = "out"
     FWD = "fwd"
+
+    __hash__ = object.__hash__  # there is one of each; Enum's own hashes the name
 
 
 class Mode(Enum):
@@ -116,6 +118,11 @@ class Selector:
     protocol: int = 0
     mobility_header_type: MobilityHeaderType | None = None
     icmpv6_type: int | None = None
+    # Policies are looked up by their selectors, and ipaddress hashes slowly.
+    _hash: int = field(init=False, repr=False, compare=False, default=0)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __post_init__(self) -> None:
         if self.source.version != self.destination.version:
@@ -124,6 +131,8 @@ class Selector:
             raise ValueError("a Mobility Header type needs protocol 135")
         if self.icmpv6_type is not None and self.protocol != IPPROTO_ICMPV6:
             raise ValueError("an ICMPv6 type needs protocol 58")
+        parts = self.source, self.destination, self.protocol, self.mobility_header_type
+        object.__setattr__(self, "_hash", hash((*parts, self.icmpv6_type)))
 
     def __str__(self) -> str:
         text = f"{self.source} -> {self.destination}"

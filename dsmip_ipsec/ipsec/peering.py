@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
@@ -75,6 +75,15 @@ class Peering:
     mobile_network_prefixes: tuple[IPv6Network, ...] = ()
     """At a mobile router, its networks' prefixes (RFC 3963); those of a binding come on top. The
     home agent takes only a binding's: what it has authorised."""
+    # What depends on the peering alone is kept by it; ipaddress hashes slowly.
+    _hash: int = field(init=False, repr=False, compare=False, default=0)
+
+    def __post_init__(self) -> None:
+        parts = self.role.value, self.home_address, self.home_agent, self.reqids
+        object.__setattr__(self, "_hash", hash(parts))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 def outbound(peering: Peering, association: SecurityAssociation) -> bool:

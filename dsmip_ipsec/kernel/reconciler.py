@@ -17,7 +17,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from dsmip_ipsec.errors import KernelError
@@ -48,11 +48,10 @@ _RACES = {errno.EEXIST, errno.ESRCH, errno.ENOENT}
 _ATTEMPTS = 5
 # Sequence numbers left out when an SA is moved: more than can be sent between reading and adding.
 MOVE_SKIP = 64
-# A reconciliation this short needs no pause behind it.
-UNNOTICED_S = 0.05
 # Peerings that one reconciliation in the background takes on: with what it has to write, some
-# tens of milliseconds in which no mobile node is answered.
-COALESCED = 128
+# tens of milliseconds in which no mobile node is answered. Between two of them, all that came in
+# meanwhile is.
+COALESCED = 64
 # Operations between two looks at the notifications of our own writes, which fill a buffer.
 _CHUNK = 128
 
@@ -81,7 +80,6 @@ class Reconciler:
         self._xfrm: XfrmSocket | None = None
         self._monitor: XfrmMonitor | None = None
         self._scheduled = False
-        self._spent = 0.0  # seconds that the last one in the background took
         self._looking: set[Reqids] = set()  # those that have a timer running
         self._live = LiveState(reqids, self._vanished)
         self._changed = asyncio.Condition()
@@ -133,11 +131,7 @@ class Reconciler:
 
     def trigger(self, *peerings: Reqids) -> None:
         """Reconcile ``peerings`` (none named: all) soon: once, however often this is called
-        before.
-
-        A reconciliation that takes long is followed by as long a pause: whatever there is to
-        reconcile, half of the time is left for answering mobile nodes.
-        """
+        before."""
         self._live.dirty.update(peerings or self._live.peerings)
         self._schedule()
 
@@ -174,8 +168,7 @@ class Reconciler:
     def _schedule(self) -> None:
         if not self._scheduled and self._xfrm is not None:
             self._scheduled = True
-            pause = self._spent if self._spent > UNNOTICED_S else 0.0
-            asyncio.get_running_loop().call_later(pause, self._background)
+            asyncio.get_running_loop().call_soon(self._background)
 
     def _notified(self) -> None:
         """The kernel has something to tell."""
@@ -200,13 +193,10 @@ class Reconciler:
         self._scheduled = False
         if self._xfrm is None:
             return
-        loop = asyncio.get_running_loop()
-        started = loop.time()
         try:
             self._drain()
             concerned = self._live.peerings if self._live.stale else self._live.dirty
-            self._converge(list(concerned)[:COALESCED])
-            self._spent = loop.time() - started
+            self._converge(list(islice(concerned, COALESCED)))
         except KernelError as error:
             if self._failure is not None and not self._failure.done():
                 self._failure.set_exception(error)
