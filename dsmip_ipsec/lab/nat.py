@@ -161,6 +161,35 @@ def _nft_block(rule: Block) -> str:
 """
 
 
+def congest() -> None:
+    """Have the calling thread's namespace mark what it forwards over IPv4 with CE, as a congested
+    router does to packets of ECN capable transports (call it within
+    :func:`dsmip_ipsec.lab.netns.isolated`).
+
+    :raises LabError: neither iptables nor nftables can do it, with what each said.
+    """
+    marks = "".join(
+        f"-A FORWARD -m ecn --ecn-ip-ect {ect} -j TOS --set-tos 0x03/0x03\n" for ect in (1, 2)
+    )
+    nft = """table ip dsmip_congest {
+  chain forward {
+    type filter hook forward priority -150; policy accept;
+    ip ecn { 1, 2 } ip ecn set ce
+  }
+}
+"""
+    said: list[str] = []
+    for command, rules in (
+        (["iptables-legacy-restore", "--noflush"], f"*mangle\n{marks}COMMIT\n"),
+        (["nft", "-f", "-"], nft),
+    ):
+        failure = _feed(command, rules)
+        if failure is None:
+            return
+        said.append(failure)
+    raise LabError(f"no congestion marks: {'; '.join(said)}", hint="install iptables or nftables")
+
+
 def _nft_unblock(rule: Block) -> str:
     return f"delete table ip {_nft_name(rule)}\n"
 

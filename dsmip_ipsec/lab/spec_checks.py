@@ -241,7 +241,7 @@ def check_step(
         )
     if step.node is not None and step.node not in mobiles:
         yield (*loc, "node"), *_unknown("mobile node", step.node, mobiles)
-    elif step.verb in ("block", "unblock", "rebind", "impair", "kill"):
+    elif step.verb in ("block", "unblock", "rebind", "congest", "impair", "kill"):
         yield from _check_fault(lab, step, loc)
     else:
         for node in lab.step_nodes(step):
@@ -255,6 +255,10 @@ def _check_fault(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[P
             yield (*loc, verb, "node"), *_unknown("node that forwards", block.node, forwarding)
     if step.unblock is not None and not _is_blocked(lab, step, step.unblock):
         yield (*loc, "unblock"), f"{step.unblock} isn't blocked then", "block it in a step before"
+    if step.congest is not None:
+        routers = [name for name in lab.nodes if routes.forwards(lab, name)]
+        if step.congest not in routers:
+            yield (*loc, "congest"), *_unknown("node that forwards", step.congest, routers)
     if step.rebind is not None:
         nats = [name for name, node in lab.nodes.items() if isinstance(node, Nat)]
         if step.rebind.node not in nats:

@@ -222,6 +222,7 @@ class Flow(Table):
     ``interval_ms``: between two probes of one direction. ``size``: UDP payload in octets.
     ``correspondent``: needed when there is more than one. ``nodes``: mobile nodes that have flows;
     the first one when absent. ``families``: of the home addresses that are used.
+    ``traffic_class``: DSCP and ECN of the probes, as one octet (RFC 2474, RFC 3168).
     """
 
     families: Annotated[tuple[Literal["ipv4", "ipv6"], ...], BeforeValidator(_tuple)] = (
@@ -233,6 +234,7 @@ class Flow(Table):
     size: Annotated[int, Field(ge=32, le=1400)] = 64
     port: Annotated[int, Field(ge=1, le=65535)] = 7777
     correspondent: NodeName | None = None
+    traffic_class: Annotated[int, Field(ge=0, le=255)] = 0
 
 
 class Capture(Table):
@@ -330,7 +332,9 @@ class Impair(Impairment):
         return f"{self.link}: {', '.join(filter(None, terms)) or 'nothing'}"
 
 
-Verb = Literal["attach", "move", "deregister", "block", "unblock", "rebind", "impair", "kill"]
+Verb = Literal[
+    "attach", "move", "deregister", "block", "unblock", "rebind", "congest", "impair", "kill"
+]
 
 
 class Step(Table):
@@ -338,6 +342,7 @@ class Step(Table):
 
     ``attach``: appear in the named network. ``move``: hand over to it. ``deregister``: remove all
     bindings (lifetime 0). ``block``: have a router or NAT drop something; ``unblock``: no longer.
+    ``congest``: have a router set CE on ECN capable IPv4 packets that it forwards (RFC 3168 §5).
     ``rebind``: have a NAT give flows other mappings. ``impair``: make a link
     lossy, slow or jittery, or well again. ``kill``: end a process
     of the lab with SIGKILL, by its name: ``charon of NODE``, ``daemon of NODE``, ``flows of NODE``
@@ -355,6 +360,7 @@ class Step(Table):
     block: Block | None = None
     unblock: Block | None = None
     rebind: Rebind | None = None
+    congest: NodeName | None = None
     impair: Impair | None = None
     kill: Annotated[str, StringConstraints(min_length=1, max_length=80)] | None = None
     fails: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None

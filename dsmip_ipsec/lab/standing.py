@@ -233,6 +233,7 @@ class StandingLab:
                 interval_ms=probe_interval_ms(settings.interval_ms),
                 size=settings.size,
                 port=settings.port,
+                traffic_class=settings.traffic_class,
                 node=name,
                 first=len(found),
             )
@@ -326,6 +327,9 @@ class StandingLab:
         if step.rebind is not None:
             await self.rebind(step.rebind)
             return f"rebind {step.rebind}"
+        if step.congest is not None:
+            await self._in_namespace(step.congest, nat.congest)
+            return f"congest {step.congest}"
         if step.impair is not None:
             await asyncio.to_thread(self.topology.impair, step.impair)
             return f"impair {step.impair}"

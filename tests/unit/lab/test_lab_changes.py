@@ -10,6 +10,7 @@ import pytest
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.lab import nat, routes
 from dsmip_ipsec.lab.expectations import Observation, judge, judge_failure
+from dsmip_ipsec.lab.flow import FlowSpec, flows
 from dsmip_ipsec.lab.record import Binding, Encapsulation, IkeSa, NodeState, SecurityAssociation
 from dsmip_ipsec.lab.spec import Nat, load, parse
 from dsmip_ipsec.lab.spec_checks import process_names
@@ -18,6 +19,8 @@ from dsmip_ipsec.lab.spec_models import Expect
 LABS = Path(__file__).parents[3] / "labs"
 
 MISTAKES = [
+    ("ecn-dscp", 'congest = "core"', 'congest = "cn"', "no node that forwards"),
+    ("ecn-dscp", "traffic_class = 0xba", "traffic_class = 256", "traffic_class"),
     # (lab, old, new, words of the message)
     ("blocked-4191", 'unblock = { node = "hotel"', 'unblock = { node = "core"', "isn't blocked"),
     ("blocked-4191", 'unblock = { node = "hotel"', 'unblock = { node = "hotl"', "no node that"),
@@ -127,3 +130,9 @@ def test_a_step_that_shall_fail() -> None:
     assert judge_failure("port 4191", "does UDP port 4191 pass?").passed
     assert not judge_failure("port 4191", "the home agent refused").passed
     assert not judge_failure("port 4191", "").passed
+
+
+def test_probes_carry_the_traffic_class_of_the_lab() -> None:
+    home, peer = ip_address("203.0.113.200"), ip_address("192.0.2.200")
+    found = flows([home], [peer], interval_ms=5, traffic_class=0xBA)
+    assert [FlowSpec.from_json(spec.to_json()).traffic_class for spec in found] == [0xBA, 0xBA]
