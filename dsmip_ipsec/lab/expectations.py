@@ -29,6 +29,7 @@ class Observation:
     none). ``flows``: of the step's whole window; ``after``: of the time after the step was done.
     ``exchanges``: outcome of an IKE exchange begun at each end, by node ("" when it succeeded).
     ``before``: the ends before the step, where there was one.
+    ``data_protected``: payload is in ESP, so that there are data SAs to judge.
     """
 
     mobile_node: NodeState
@@ -39,6 +40,7 @@ class Observation:
     exchanges: dict[str, str]
     rtt_ms: float
     before: Ends | None = None
+    data_protected: bool = True
 
 
 def judge(expect: Expect, seen: Observation) -> tuple[Expectation, ...]:
@@ -50,7 +52,9 @@ def judge(expect: Expect, seen: Observation) -> tuple[Expectation, ...]:
         wanted = getattr(expect, name)
         if wanted is not None:
             found.append(_flag(name, wanted, seen))
-    esp_in_udp = expect.udp_encapsulation if expect.esp_in_udp is None else expect.esp_in_udp
+    esp_in_udp = expect.esp_in_udp
+    if esp_in_udp is None and seen.data_protected:
+        esp_in_udp = expect.udp_encapsulation
     if esp_in_udp is not None:
         found.append(_esp_in_udp(esp_in_udp, seen))
     if expect.ike_alive is not None:

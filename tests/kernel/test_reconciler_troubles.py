@@ -4,22 +4,24 @@ converges, or says what is in the way; policies that block stay either way."""
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
-from test_reconciler import AGENT, HOME, IDS, NAT, Bench, charon_states, until
+from test_reconciler import AGENT, HA, HOME, IDS, NAT, Bench, charon_states, until
 from xfrm_netns import fresh_netns, ip
 
 from dsmip_ipsec.errors import KernelError
+from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.esp import EspSender
+from dsmip_ipsec.ipsec.model import SecurityAssociation
 from dsmip_ipsec.ipsec.peering import Reqids
 from dsmip_ipsec.kernel.reconciler import Reconciler
 from dsmip_ipsec.kernel.translate import state_back
 from dsmip_ipsec.mobility.types import OuterAddress
 from dsmip_ipsec.xfrm import requests as verbs
-from dsmip_ipsec.xfrm.constants import Mode, StateFlag
+from dsmip_ipsec.xfrm.constants import Mode, Protocol, StateFlag
 from dsmip_ipsec.xfrm.types import Algorithm, Encap, Key, Replay, Selector, State
 
 
@@ -102,6 +104,41 @@ async def test_foreign_sa_in_a_mirrors_place_is_named_and_left_alone(bench: Benc
     bench.xfrm.delete_state(theirs.id)
     await bench.reconciler.reconcile()
     assert len(bench.mirrors()) == 2
+
+
+async def test_one_mobile_nodes_trouble_is_not_the_others(bench: Bench) -> None:
+    """With a foreign SA in the place of one's mirror, the other one's are made; the first one's
+    when that SA is gone."""
+    others = Reqids(signalling=55511, mirror=55512, data=55513)
+    home = HOME + 1
+    peerings = {IDS: HA, others: replace(HA, home_address=home, reqids=others)}
+
+    def wanted(ids: Reqids, negotiated: Sequence[SecurityAssociation]) -> DesiredState:
+        return desired(peerings[ids], active=bool(negotiated), binding=None, negotiated=negotiated)
+
+    reconciler = Reconciler(wanted, (IDS, others))
+    await reconciler.open()
+    theirs = replace(
+        foreign(0), destination=AGENT, source=HOME, spi=0x1001, mode=Mode.TRANSPORT,
+        selector=Selector(),
+    )  # fmt: skip
+    bench.install([theirs])
+    signalling = [state for state in charon_states(NAT) if state.reqid == IDS.signalling]
+    bench.install(signalling)
+    bench.install(
+        [replace(state, reqid=others.signalling, spi=state.spi + 0x100) for state in signalling]
+    )
+
+    def mirrors(ids: Reqids) -> int:
+        ours = [state for state in bench.xfrm.dump_states() if state.reqid == ids.mirror]
+        return sum(state.protocol is Protocol.ESP for state in ours)
+
+    await until(lambda: mirrors(others) == 2, "the other node's mirrors")
+    assert mirrors(IDS) < 2
+    assert any(f"src {AGENT}/128 dst {HOME}/128" in text for text in bench.ours()), "in the clear"
+    bench.xfrm.delete_state(theirs.id)
+    await until(lambda: mirrors(IDS) == 2, "the first node's mirrors", timeout_s=5)
+    await reconciler.close()
 
 
 async def test_policies_deleted_one_by_one_by_someone_else_come_back(bench: Bench) -> None:
