@@ -114,13 +114,15 @@ class IkeOver(enum.Enum):
 class HomeAgent:
     """The home agent. ``ipv4`` is the address that mobile nodes on IPv4 reach it at; ``ipv6`` its
     address on the home link, which binding updates are addressed to; ``ike_over`` tells which of
-    them IKE uses (MOBIKE may use both later)."""
+    them IKE uses (MOBIKE may use both later). Behind a static NAPT ``ipv4`` is its own address, and
+    ``outer_ipv4`` the one that mobile nodes reach it at."""
 
     identity: str
     ipv6: IPv6Address
     ipv4: IPv4Address
     certificate: Certificate | None = None
     ike_over: IkeOver = IkeOver.IPV4
+    outer_ipv4: IPv4Address | None = None
 
     def __post_init__(self) -> None:
         quoting.identity(self.identity, "home agent identity")

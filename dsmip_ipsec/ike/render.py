@@ -223,10 +223,11 @@ def _pretends_nat(settings: IkeSettings) -> bool:
 
 
 def _ike_addresses(ha: HomeAgent) -> tuple[str, ...]:
+    ipv4 = ha.outer_ipv4 or ha.ipv4
     addresses = {
-        IkeOver.IPV4: (ha.ipv4,),
+        IkeOver.IPV4: (ipv4,),
         IkeOver.IPV6: (ha.ipv6,),
-        IkeOver.DUAL: (ha.ipv4, ha.ipv6),
+        IkeOver.DUAL: (ipv4, ha.ipv6),
     }[ha.ike_over]
     return tuple(quoting.address(address) for address in addresses)
 

@@ -67,7 +67,8 @@ def deploy(
             f"home agent {agent} needs an IPv6 and an IPv4 address",
             hint="give it `address` and `ipv4_address`, or addresses on its home link",
         )
-    deployment = _inventory(lab, HomeAgent(f"{agent}.{DOMAIN}", ipv6, ipv4), now)
+    outer = lab.home_agents()[agent].outer_ipv4_address
+    deployment = _inventory(lab, HomeAgent(f"{agent}.{DOMAIN}", ipv6, ipv4, outer_ipv4=outer), now)
     nodes = {agent: _write(deployment, agent, None, directory, export_keys, lab)}
     for node in deployment.mobile_nodes:
         nodes[node.name] = _write(deployment, node.name, node.name, directory, export_keys, lab)
@@ -79,7 +80,7 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
     authority = CertificateAuthority.create("dsmip-ipsec lab", now=now) if certified else None
     if authority is not None:
         certificate = authority.issue(agent.identity, now=now)
-        agent = HomeAgent(agent.identity, agent.ipv6, agent.ipv4, certificate)
+        agent = replace(agent, certificate=certificate)
     nodes = []
     for index, (name, node) in enumerate(lab.mobile_nodes().items()):
         identity = f"{name}.{DOMAIN}"
@@ -143,9 +144,13 @@ def _write(
     )
     control = directory / f"{name}.sock"
     path = directory / f"{name}.toml"
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"nat_refresh_time_s": lab.mobility.nat_refresh_time_s}
     if node is not None:
-        settings = {"lifetime_s": lab.mobility.lifetime_s, "force_udp": lab.mobility.force_udp}
+        settings = {
+            "lifetime_s": lab.mobility.lifetime_s,
+            "force_udp": lab.mobility.force_udp,
+            "handover_timeout_s": lab.mobility.handover_timeout_s,
+        }
     write_daemon_config(path, deployment, node, files, control, settings)
     role = "home_agent" if node is None else "mobile_node"
     return NodeDeployment(name, role, files, path, control, node or "")

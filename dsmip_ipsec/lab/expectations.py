@@ -15,6 +15,10 @@ from dsmip_ipsec.lab.record import (
     SecurityAssociation,
 )
 from dsmip_ipsec.lab.spec_models import Expect
+from dsmip_ipsec.wire.ip import IKE_NATT_PORT
+
+Ends = tuple[NodeState, NodeState]
+"""Mobile node and home agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class Observation:
     ``care_of_addresses``: the mobile node's in the network that the step brought it to (empty:
     none). ``flows``: of the step's whole window; ``after``: of the time after the step was done.
     ``exchanges``: outcome of an IKE exchange begun at each end, by node ("" when it succeeded).
+    ``before``: the ends before the step, where there was one.
     ``data_protected``: payload is in ESP, so that there are data SAs to judge.
     """
 
@@ -34,6 +39,7 @@ class Observation:
     after: Sequence[Flow]
     exchanges: dict[str, str]
     rtt_ms: float
+    before: Ends | None = None
     data_protected: bool = True
 
 
@@ -46,8 +52,11 @@ def judge(expect: Expect, seen: Observation) -> tuple[Expectation, ...]:
         wanted = getattr(expect, name)
         if wanted is not None:
             found.append(_flag(name, wanted, seen))
-    if expect.udp_encapsulation is not None and seen.data_protected:
-        found.append(_esp_in_udp(expect.udp_encapsulation, seen))
+    esp_in_udp = expect.esp_in_udp
+    if esp_in_udp is None and seen.data_protected:
+        esp_in_udp = expect.udp_encapsulation
+    if esp_in_udp is not None:
+        found.append(_esp_in_udp(esp_in_udp, seen))
     if expect.ike_alive is not None:
         found.append(_ike_alive(expect.ike_alive, seen))
     if expect.sad_consistent is not None:
@@ -56,6 +65,7 @@ def judge(expect: Expect, seen: Observation) -> tuple[Expectation, ...]:
         count = getattr(expect, name)
         if count is not None:
             found.append(_count(name.replace("_", " "), count, attribute, seen))
+    found += _changes(expect, seen)
     if expect.data is not None:
         found.append(_data(expect.data, seen.after))
     if expect.interruption_max is not None:
@@ -65,6 +75,78 @@ def judge(expect: Expect, seen: Observation) -> tuple[Expectation, ...]:
     if expect.lost_max is not None:
         found += [_lost(expect.lost_max, flow) for flow in seen.flows]
     return tuple(found)
+
+
+def judge_failure(words: str, said: str) -> Expectation:
+    """Whether a step that shall fail did, and with ``words`` in what the daemon said ("": it did
+    not fail)."""
+    return Expectation(
+        name="fails",
+        expected=f"'{words}' in the error",
+        seen=said or "it succeeded",
+        passed=words in said,
+    )
+
+
+def _changes(expect: Expect, seen: Observation) -> list[Expectation]:
+    """What a step changed or left."""
+    if seen.before is None:
+        return []
+    found: list[Expectation] = []
+    if expect.same_ike_sa is not None:
+        old, new = (
+            [
+                sorted(sa.uniqueid for sa in state.ike if sa.state == "ESTABLISHED")
+                for state in states
+            ]
+            for states in (seen.before, (seen.mobile_node, seen.home_agent))
+        )
+        same = [bool(a) and a == b for a, b in zip(old, new, strict=True)]
+        found.append(
+            Expectation(
+                name="same IKE_SA",
+                expected=f"{_yes(expect.same_ike_sa)} at both ends",
+                seen="; ".join(
+                    f"{end}: {' '.join(a) or 'none'} → {' '.join(b) or 'none'}"
+                    for (end, _), a, b in zip(_ends(seen), old, new, strict=True)
+                ),
+                passed=all(value == expect.same_ike_sa for value in same),
+            )
+        )
+    for name, wanted, ports in (
+        ("signalling port changed", expect.signalling_port_changed, _signalling_ports),
+        ("ESP port changed", expect.esp_port_changed, _esp_ports),
+    ):
+        if wanted is not None:
+            was, now = ports(seen.before[1]), ports(seen.home_agent)
+            known = bool(was) and bool(now)
+            found.append(
+                Expectation(
+                    name=name,
+                    expected=f"{_yes(wanted)}, as the home agent sees it",
+                    seen=f"{_numbers(was)} → {_numbers(now)}",
+                    passed=known and (was.isdisjoint(now) if wanted else was == now),
+                )
+            )
+    return found
+
+
+def _numbers(ports: Iterable[int]) -> str:
+    return " ".join(map(str, sorted(ports))) or "none"
+
+
+def _signalling_ports(home_agent: NodeState) -> set[int]:
+    return {binding.outer_port for binding in home_agent.bindings if binding.outer_port is not None}
+
+
+def _esp_ports(home_agent: NodeState) -> set[int]:
+    """The mobile node's: that of the two which isn't RFC 3948's own. (Both are, without a NAT.)"""
+    found: set[int] = set()
+    for sa in _data_sas(home_agent):
+        if sa.encapsulation is not None:
+            ports = {sa.encapsulation.source_port, sa.encapsulation.destination_port}
+            found |= ports - {IKE_NATT_PORT} or ports
+    return found
 
 
 def _yes(value: bool) -> str:

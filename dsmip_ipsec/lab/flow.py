@@ -35,7 +35,7 @@ NS_PER_MS = 1_000_000
 class FlowSpec:
     """One flow: probes of ``size`` octets from ``source`` to ``destination``, UDP port ``port`` at
     both ends, one every ``interval_ms``. ``number`` tells flows apart on the wire, ``name`` in the
-    logs. ``node``: the mobile node."""
+    logs. ``node``: the mobile node. ``traffic_class``: DSCP and ECN, one octet."""
 
     number: int
     name: str
@@ -46,6 +46,7 @@ class FlowSpec:
     interval_ms: float
     size: int
     node: str = "mn"
+    traffic_class: int = 0
 
     @property
     def family(self) -> Literal["ipv4", "ipv6"]:
@@ -78,6 +79,7 @@ def flows(
     port: int = 7777,
     node: str = "mn",
     first: int = 0,
+    traffic_class: int = 0,
 ) -> list[FlowSpec]:
     """The flows between the home addresses of the mobile node ``node`` and a correspondent's
     addresses: one per family and direction, named ``mn-ipv6-up``, ``mn-ipv6-down``, … and numbered
@@ -100,6 +102,7 @@ def flows(
                     port=port,
                     interval_ms=interval_ms,
                     size=max(size, PROBE.size),
+                    traffic_class=traffic_class,
                 )
             )
     return found

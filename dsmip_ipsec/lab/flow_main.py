@@ -100,6 +100,10 @@ class FlowNode:
         else:
             bound.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         bound.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        if spec.traffic_class and version6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, spec.traffic_class)
+        elif spec.traffic_class:
+            bound.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, spec.traffic_class)
         bound.setblocking(False)
         bound.bind((address, spec.port))
         self._sockets[address, spec.port] = bound

@@ -8,19 +8,25 @@ only, so that IKE's 4500 and DSMIPv6's 4191 come out as another port always, not
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
+from ipaddress import IPv4Address
 from pathlib import Path
 
+from pyroute2 import NFCTSocket
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
+
 from ..errors import LabError
-from .spec_models import Block, Nat
+from .spec_models import Block, Nat, Rebind
 
 _PORTS = "20000-65535"
 _ENDS = ("sport", "dport")
 _PROTOCOLS = {"ipip": 4, "ipv6": 41, "esp": 50}  # IANA's protocol numbers
 
 
-def iptables_rules(nat: Nat) -> str:
-    """The rule set as iptables-restore reads it.
+def iptables_rules(nat: Nat, forward_to: IPv4Address | None = None) -> str:
+    """The rule set as iptables-restore reads it; ``forward_to``: the address of ``nat.forward_to``.
 
     The filter is that of RFC 4787 §5's address and port dependent filtering, made explicit:
     nothing comes in from outside that didn't start inside. Echo requests to the NAT itself are
@@ -28,8 +34,16 @@ def iptables_rules(nat: Nat) -> str:
     """
     ports = f" --random --to-ports {_PORTS}" if nat.mapping == "random" else ""
     outside = nat.outside
+    redirect = inwards = ""
+    if forward_to is not None:
+        redirect = "".join(
+            f"-A PREROUTING -i {outside} -p udp --dport {port} -j DNAT "
+            f"--to-destination {forward_to}\n"
+            for port in nat.forward_ports
+        )
+        inwards = f"-A FORWARD -i {outside} -m conntrack --ctstate DNAT -j ACCEPT\n"
     return f"""*nat
--A POSTROUTING -o {outside} -p udp -j MASQUERADE{ports}
+{redirect}-A POSTROUTING -o {outside} -p udp -j MASQUERADE{ports}
 -A POSTROUTING -o {outside} -p tcp -j MASQUERADE{ports}
 -A POSTROUTING -o {outside} -j MASQUERADE
 COMMIT
@@ -37,18 +51,27 @@ COMMIT
 -A INPUT -i {outside} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
 -A INPUT -i {outside} -p icmp -m icmp --icmp-type echo-request -j ACCEPT
 -A INPUT -i {outside} -j DROP
--A FORWARD -i {outside} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+{inwards}-A FORWARD -i {outside} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
 -A FORWARD -i {outside} -j DROP
 COMMIT
 """
 
 
-def nft_rules(nat: Nat) -> str:
+def nft_rules(nat: Nat, forward_to: IPv4Address | None = None) -> str:
     """The same rule set as nft reads it."""
     ports = f" to :{_PORTS} random" if nat.mapping == "random" else ""
     outside = nat.outside
+    redirect = inwards = ""
+    if forward_to is not None:
+        ports = ", ".join(map(str, nat.forward_ports))
+        redirect = f"""  chain prerouting {{
+    type nat hook prerouting priority -100; policy accept;
+    iifname "{outside}" udp dport {{ {ports} }} dnat to {forward_to}
+  }}
+"""
+        inwards = f'    iifname "{outside}" ct status dnat accept\n'
     return f"""table ip dsmip_nat {{
-  chain postrouting {{
+{redirect}  chain postrouting {{
     type nat hook postrouting priority 100; policy accept;
     oifname "{outside}" meta l4proto {{ tcp, udp }} masquerade{ports}
     oifname "{outside}" masquerade
@@ -61,14 +84,14 @@ def nft_rules(nat: Nat) -> str:
   }}
   chain forward {{
     type filter hook forward priority 0; policy accept;
-    iifname "{outside}" ct state established,related accept
+{inwards}    iifname "{outside}" ct state established,related accept
     iifname "{outside}" drop
   }}
 }}
 """
 
 
-def install(nat: Nat) -> None:
+def install(nat: Nat, forward_to: IPv4Address | None = None) -> None:
     """Make the calling thread's namespace that NAT (call it within
     :func:`dsmip_ipsec.lab.netns.isolated`).
 
@@ -76,8 +99,8 @@ def install(nat: Nat) -> None:
     """
     said: list[str] = []
     for command, rules in (
-        (["iptables-legacy-restore"], iptables_rules(nat)),
-        (["nft", "-f", "-"], nft_rules(nat)),
+        (["iptables-legacy-restore"], iptables_rules(nat, forward_to)),
+        (["nft", "-f", "-"], nft_rules(nat, forward_to)),
     ):
         failure = _feed(command, rules)
         if failure is None:
@@ -99,27 +122,28 @@ def install(nat: Nat) -> None:
                 ) from None
 
 
-def block(rule: Block) -> None:
-    """Have the calling thread's namespace drop some of what it would forward (call it
-    within :func:`dsmip_ipsec.lab.netns.isolated`).
+def block(rule: Block, *, lift: bool = False) -> None:
+    """Have the calling thread's namespace drop some of what it would forward, or with ``lift`` no
+    longer (call it within :func:`dsmip_ipsec.lab.netns.isolated`).
 
     :raises LabError: neither iptables nor nftables can do it, with what each said.
     """
+    verb = "-D" if lift else "-I"
     if rule.port is None:
-        lines = [f"-I FORWARD -p {_PROTOCOLS[rule.protocol]} -j DROP"]
+        lines = [f"{verb} FORWARD -p {_PROTOCOLS[rule.protocol]} -j DROP"]
     else:
-        lines = [f"-I FORWARD -p {rule.protocol} --{end} {rule.port} -j DROP" for end in _ENDS]
+        lines = [f"{verb} FORWARD -p {rule.protocol} --{end} {rule.port} -j DROP" for end in _ENDS]
     said: list[str] = []
     for command, rules in (
         (["iptables-legacy-restore", "--noflush"], "\n".join(["*filter", *lines, "COMMIT", ""])),
-        (["nft", "-f", "-"], _nft_block(rule)),
+        (["nft", "-f", "-"], _nft_unblock(rule) if lift else _nft_block(rule)),
     ):
         failure = _feed(command, rules)
         if failure is None:
             return
         said.append(failure)
     raise LabError(
-        f"{rule} can't be blocked: {'; '.join(said)}",
+        f"{rule} can't be {'unblocked' if lift else 'blocked'}: {'; '.join(said)}",
         hint="install iptables or nftables",
     )
 
@@ -129,12 +153,77 @@ def _nft_block(rule: Block) -> str:
         drops = f"    ip protocol {_PROTOCOLS[rule.protocol]} drop\n"
     else:
         drops = "".join(f"    {rule.protocol} {end} {rule.port} drop\n" for end in _ENDS)
-    return f"""table ip dsmip_block {{
+    return f"""table ip {_nft_name(rule)} {{
   chain forward {{
     type filter hook forward priority -10; policy accept;
 {drops}  }}
 }}
 """
+
+
+def congest() -> None:
+    """Have the calling thread's namespace mark what it forwards over IPv4 with CE, as a congested
+    router does to packets of ECN capable transports (call it within
+    :func:`dsmip_ipsec.lab.netns.isolated`).
+
+    :raises LabError: neither iptables nor nftables can do it, with what each said.
+    """
+    marks = "".join(
+        f"-A FORWARD -m ecn --ecn-ip-ect {ect} -j TOS --set-tos 0x03/0x03\n" for ect in (1, 2)
+    )
+    nft = """table ip dsmip_congest {
+  chain forward {
+    type filter hook forward priority -150; policy accept;
+    ip ecn { 1, 2 } ip ecn set ce
+  }
+}
+"""
+    said: list[str] = []
+    for command, rules in (
+        (["iptables-legacy-restore", "--noflush"], f"*mangle\n{marks}COMMIT\n"),
+        (["nft", "-f", "-"], nft),
+    ):
+        failure = _feed(command, rules)
+        if failure is None:
+            return
+        said.append(failure)
+    raise LabError(f"no congestion marks: {'; '.join(said)}", hint="install iptables or nftables")
+
+
+def _nft_unblock(rule: Block) -> str:
+    return f"delete table ip {_nft_name(rule)}\n"
+
+
+def _nft_name(rule: Block) -> str:
+    """A table for each rule, so that it can go alone."""
+    return f"dsmip_block_{rule.protocol}_{rule.port or 0}"
+
+
+def rebind(rule: Rebind) -> None:
+    """Have the calling thread's namespace, a NAT's, forget mappings: the next packet from inside
+    gets a new one (call it within :func:`dsmip_ipsec.lab.netns.isolated`).
+
+    :raises LabError: the kernel refused it, or there was none.
+    """
+    found = 0
+    try:
+        with NFCTSocket() as conntrack:
+            for entry in list(conntrack.dump()):
+                flow = NFCTAttrTuple.from_netlink(socket.AF_INET, entry.get_attr("CTA_TUPLE_ORIG"))
+                if rule.port is not None and (flow.proto, flow.dport) != (
+                    socket.IPPROTO_UDP,
+                    rule.port,
+                ):
+                    continue
+                conntrack.entry("del", tuple_orig=flow)
+                found += 1
+    except (OSError, NetlinkError) as error:
+        raise LabError(
+            f"the mappings of {rule} can't be deleted: {error}",
+            hint="does the kernel have nf_conntrack_netlink?",
+        ) from None
+    if not found:
+        raise LabError(f"there is no mapping of {rule}", hint="which flows go through that NAT?")
 
 
 def _feed(command: list[str], rules: str) -> str | None:

@@ -182,6 +182,20 @@ def attachment(lab: Lab, node: str, link: str) -> LinkAttachment:
     return LinkAttachment(link, link, lab.links[link].ends[node], tuple(gateways))
 
 
+def static_nat(lab: Lab, home_agent: str) -> str | None:
+    """The NAT at whose outside address mobile nodes find ``home_agent``; None without one."""
+    declared = lab.nodes.get(home_agent)
+    outer = declared.outer_ipv4_address if isinstance(declared, HomeAgent) else None
+    for name, node in lab.nodes.items():
+        if outer is not None and isinstance(node, Nat) and node.forward_to == home_agent:
+            outside = (
+                lab.links[node.outside].ends.get(name, ()) if node.outside in lab.links else ()
+            )
+            if outer in [address.ip for address in outside]:
+                return name
+    return None
+
+
 def rtt_ms(lab: Lab, node: str, link: str, peer: str, family: Family = 4) -> float | None:
     """The round-trip time that the links' delays give between ``node``, when it is on ``link``,
     and the nearest link of ``peer``, in milliseconds; None when there is no way.
@@ -190,4 +204,11 @@ def rtt_ms(lab: Lab, node: str, link: str, peer: str, family: Family = 4) -> flo
     """
     reached = ways(lab, node, family, start=link)
     delays = [reached[name].delay_ms for name in reached if peer in lab.links[name].ends]
+    if family == 4 and (nat := static_nat(lab, peer)) is not None:
+        # The way leads to the NAT's outside only; the rest is the NAT's doing.
+        declared = lab.nodes[nat]
+        assert isinstance(declared, Nat)  # static_nat finds nothing else
+        if declared.outside in reached:
+            inside = lab.links[declared.inside].delay_ms
+            delays.append(reached[declared.outside].delay_ms + inside)
     return 2 * min(delays) if delays else None

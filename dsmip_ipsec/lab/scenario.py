@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,18 +11,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any
 
 import dsmip_ipsec
 from dsmip_ipsec.errors import DsmipError, LabError
 from dsmip_ipsec.ipsec.peering import numbered_reqids
-from dsmip_ipsec.lab import flow, record, routes
-from dsmip_ipsec.lab.expectations import Observation, judge
+from dsmip_ipsec.lab import flow, record, routes, run_facts
+from dsmip_ipsec.lab.expectations import Ends, Observation, judge, judge_failure
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
+from dsmip_ipsec.lab.run_facts import KERNEL_KIND_VARIABLE as KERNEL_KIND_VARIABLE
 from dsmip_ipsec.lab.spec import Expect, Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
 from dsmip_ipsec.lab.timeline import timeline
+from dsmip_ipsec.node import control
 
 # A step that isn't done by then has failed: a user hears of it within half a minute.
 STEP_S = 25.0
@@ -36,8 +34,6 @@ SETTLE_S = 3.0
 # What each further mobile node that takes part in a step adds to its time.
 NODE_S = 3.0
 _POLL_S = 0.05
-
-KERNEL_KIND_VARIABLE = "DSMIP_KERNEL_KIND"
 
 
 @dataclass(slots=True)
@@ -54,6 +50,7 @@ class _Done:
     after: dict[str, record.NodeState]
     counters: dict[str, record.Counters]
     exchanges: dict[str, dict[str, str]]
+    refusals: dict[str, str]  # of a step that shall fail: what each node's daemon said
     care_of_addresses: dict[str, frozenset[IPv4Address | IPv6Address]]
 
 
@@ -149,7 +146,7 @@ class Scenario:
             ended=datetime.now(UTC),
             duration_s=round(time.monotonic() - self._began, 3),
             phases=tuple(self.standing.phases),
-            kernel=_kernel(),
+            kernel=run_facts.kernel(),
             strongswan_version=self.standing.strongswan_version,
             settings=self._settings(),
             topology=self._topology(),
@@ -180,18 +177,19 @@ class Scenario:
         nodes = self.lab.step_nodes(step)
         before, counted = await self.states(), await self._counters()
         started = time.monotonic_ns()
-        action = await self._act(step, nodes)
+        refusals: dict[str, str] = {}
+        action = await self._act(step, nodes, refusals)
         acted = time.monotonic_ns()
         await asyncio.sleep(scaled(WATCH_S))  # the flows go on, and are measured
         watched = time.monotonic_ns()
         # The state first: proving the IKE_SA alive rekeys it, and it would show as another one.
-        after = await self._settled(step.expect, nodes)
+        after = await self._settled(step.expect, nodes, before=before)
         exchanges: dict[str, dict[str, str]] = {}
         if step.expect.ike_alive is not None:
             exchanges = {node: await self._exchanges(node) for node in nodes}
         return _Done(
             step, nodes, action, started, acted, watched, before, after,
-            _growth(counted, await self._counters()), exchanges,
+            run_facts.growth(counted, await self._counters()), exchanges, refusals,
             {node: self._care_of_addresses(node) for node in nodes},
         )  # fmt: skip
 
@@ -199,18 +197,18 @@ class Scenario:
         ends = (node, self.standing.agent)
         return {end: await self.standing.exchange(end, node) for end in ends}
 
-    async def _act(self, step: Step, nodes: Sequence[str]) -> str:
-        if step.block is not None:
-            await self.standing.block(step.block)
-            return f"block {step.block}"
-        if step.impair is not None:
-            await asyncio.to_thread(self.standing.topology.impair, step.impair)
-            return f"impair {step.impair}"
-        if step.kill is not None:
-            self.standing.processes[step.kill].signal(signal.SIGKILL)
-            return f"kill {step.kill}"
+    async def _act(self, step: Step, nodes: Sequence[str], refusals: dict[str, str]) -> str:
+        if (fault := await self.standing.fault(step)) is not None:
+            return fault
         for node in nodes:
-            await self._place(step, node)
+            try:
+                await self._place(step, node)
+                refusals[node] = ""
+            except control.ControlError as error:
+                if step.fails is None:
+                    raise
+                refusals[node] = f"{error.message} ({error.hint})" if error.hint else error.message
+                self._say(f"{step.name}: {error.message}")
         return "deregister" if step.network is None else f"{step.verb} to {step.network}"
 
     async def _place(self, step: Step, node: str) -> None:
@@ -235,7 +233,11 @@ class Scenario:
             self.standing.leave(node, previous)
 
     async def _settled(
-        self, expect: Expect, nodes: Sequence[str], within_s: float = SETTLE_S
+        self,
+        expect: Expect,
+        nodes: Sequence[str],
+        within_s: float = SETTLE_S,
+        before: dict[str, record.NodeState] | None = None,
     ) -> dict[str, record.NodeState]:
         """The states once they are as expected, or as they are when time is up."""
         deadline = time.monotonic() + scaled(within_s)
@@ -248,7 +250,8 @@ class Scenario:
                 expectation
                 for node in nodes
                 for expectation in judge(
-                    expect, self._observation(node, states, self._care_of_addresses(node))
+                    expect,
+                    self._observation(node, states, self._care_of_addresses(node), before=before),
                 )
             ]
             if all(e.passed for e in found) or time.monotonic() > deadline:
@@ -302,11 +305,17 @@ class Scenario:
         exchanges: dict[str, str] | None = None,
         flows: Sequence[record.Flow] = (),
         after: Sequence[record.Flow] = (),
+        before: dict[str, record.NodeState] | None = None,
     ) -> Observation:
-        agent = states[self.standing.agent]
+        def ends(states: dict[str, record.NodeState]) -> Ends:
+            agent = states[self.standing.agent]
+            return states[node], agent if len(self._nodes) == 1 else self._share(agent, node)
+
+        mobile_node, home_agent = ends(states)
         return Observation(
-            mobile_node=states[node],
-            home_agent=agent if len(self._nodes) == 1 else self._share(agent, node),
+            mobile_node=mobile_node,
+            home_agent=home_agent,
+            before=ends(before) if before is not None else None,
             care_of_addresses=care_of_addresses,
             flows=flows,
             after=after,
@@ -354,7 +363,12 @@ class Scenario:
                 done.exchanges.get(node),
                 [flow for flow in flows if flow.node == node],
                 self._measure(series, done.acted_ns, done.watched_ns, node),
+                done.before,
             )
+            if done.step.fails is not None:
+                expectations += self._named(
+                    node, done.nodes, [judge_failure(done.step.fails, done.refusals[node])]
+                )
             expectations += self._named(node, done.nodes, judge(done.step.expect, seen))
         return record.StepRecord(
             name=done.step.name,
@@ -410,13 +424,18 @@ class Scenario:
         ended = self.standing.ended
         bad = [f"{name}: status {status}" for name, status in ended.items() if status != 0]
         dropped = sum(capture.dropped for capture in self.standing.captures)
-        return (
+        ends = (
             record.Expectation(
                 name="daemons and charons end cleanly",
                 expected="exit status 0 of each",
                 seen="; ".join(bad) or f"0 of all {len(ended)}",
                 passed=bool(ended) and not bad,
             ),
+        )
+        if self.lab.capture.links == ():
+            return ends
+        return (
+            *ends,
             record.Expectation(
                 name="captures are complete",
                 expected="no packet dropped",
@@ -470,27 +489,3 @@ class Scenario:
             ),
             logs=tuple(str(path.relative_to(out)) for path in sorted((out / "logs").glob("*"))),
         )
-
-
-def _kernel() -> record.Kernel:
-    kind: Any = os.environ.get(KERNEL_KIND_VARIABLE, "host")
-    return record.Kernel(kind=kind, release=platform.release())
-
-
-def _growth(
-    before: dict[str, record.Counters], after: dict[str, record.Counters]
-) -> dict[str, record.Counters]:
-    def grown(old: dict[str, int], new: dict[str, int]) -> dict[str, int]:
-        return {
-            name: count - old.get(name, 0)
-            for name, count in new.items()
-            if count != old.get(name, 0)
-        }
-
-    return {
-        name: record.Counters(
-            engine=grown(before[name].engine, after[name].engine),
-            xfrm=grown(before[name].xfrm, after[name].xfrm),
-        )
-        for name in after
-    }

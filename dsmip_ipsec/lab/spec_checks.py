@@ -15,7 +15,7 @@ from typing import get_args
 from ..toml_checks import Problem, first_of
 from ..toml_lines import TomlLines
 from . import routes
-from .spec_models import CorrespondentNode, HomeAgent, Lab, Link, MobileNode, Nat, Step, Verb
+from .spec_models import Block, CorrespondentNode, HomeAgent, Lab, Link, MobileNode, Nat, Step, Verb
 
 # Names that the kernel gives to interfaces of its own, or that /proc/sys gives a meaning.
 RESERVED_LINKS = frozenset({"lo", "all", "default"})
@@ -31,6 +31,9 @@ def check(lab: Lab, lines: TomlLines, path: Path | str) -> None:
     :raises ConfigError: a name that isn't declared, addresses that clash, a step that can't be.
     """
     problems = [*_check_links(lab), *_check_nodes(lab)]
+    for index, name in enumerate(lab.capture.links or ()):
+        if name not in lab.links:
+            problems.append((("capture", "links", index), *_unknown("link", name, lab.links)))
     if not problems:  # these rest on the declared names being right
         problems = [*_check_prefixes(lab), *_check_flow(lab), *_check_steps(lab)]
     if problems:
@@ -89,11 +92,26 @@ def _check_nodes(lab: Lab) -> Iterator[Problem]:
                         yield (*loc, key), f"'{name}' has no IPv4 address on '{link}'", "add one"
                 if node.inside == node.outside:
                     yield (*loc, "outside"), "inside and outside are the same link", ""
+                yield from _check_forwarding(lab, name, node)
             case HomeAgent():
                 yield from _check_home_agent(lab, name, node, ends)
     homes = [n.home_link for n in lab.home_agents().values() if n.home_link in lab.links]
     for name, node in lab.mobile_nodes().items():
         yield from _check_home_addresses(lab, name, node, homes)
+
+
+def _check_forwarding(lab: Lab, name: str, node: Nat) -> Iterator[Problem]:
+    if node.forward_to is None or node.inside not in lab.links:
+        return
+    inside = [end for end in lab.links[node.inside].ends if end != name]
+    if node.forward_to not in inside:
+        yield (
+            ("nodes", name, "forward_to"),
+            *_unknown(f"node inside of '{name}'", node.forward_to, inside),
+        )
+    elif not routes.address_on(lab, node.forward_to, node.inside, 4):
+        problem = f"'{node.forward_to}' has no IPv4 address on '{node.inside}'"
+        yield ("nodes", name, "forward_to"), problem, "add one"
 
 
 def _check_home_agent(lab: Lab, name: str, node: HomeAgent, ends: list[str]) -> Iterator[Problem]:
@@ -111,6 +129,10 @@ def _check_home_agent(lab: Lab, name: str, node: HomeAgent, ends: list[str]) -> 
         yield loc, f"'{name}' has no IPv6 address on its home link", "add one, or set 'address'"
     if lab.home_agent_ipv4_address(name) is None:
         yield loc, f"'{name}' has no IPv4 address on its home link", "set 'ipv4_address'"
+    outer = node.outer_ipv4_address
+    if outer is not None and routes.static_nat(lab, name) is None:
+        problem = f"no NAT forwards from {outer} to '{name}'"
+        yield (*loc, "outer_ipv4_address"), problem, f'give one forward_to = "{name}"'
 
 
 def _check_home_addresses(
@@ -211,9 +233,15 @@ def check_step(
     """What is wrong with a step of one verb, done when the mobile nodes are on the links
     ``placed``, which is brought up to date."""
     mobiles = lab.mobile_nodes()
+    if step.fails is not None and step.verb not in ("attach", "move", "deregister"):
+        yield (
+            (*loc, "fails"),
+            f"step '{step.name}' is no mobile node's, which could fail",
+            "omit it",
+        )
     if step.node is not None and step.node not in mobiles:
         yield (*loc, "node"), *_unknown("mobile node", step.node, mobiles)
-    elif step.verb in ("block", "impair", "kill"):
+    elif step.verb in ("block", "unblock", "rebind", "congest", "impair", "kill"):
         yield from _check_fault(lab, step, loc)
     else:
         for node in lab.step_nodes(step):
@@ -221,11 +249,20 @@ def check_step(
 
 
 def _check_fault(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[Problem]:
-    if step.block is not None:
+    for verb, block in (("block", step.block), ("unblock", step.unblock)):
         forwarding = [name for name in lab.nodes if routes.forwards(lab, name)]
-        if step.block.node not in forwarding:
-            place = (*loc, "block", "node")
-            yield place, *_unknown("node that forwards", step.block.node, forwarding)
+        if block is not None and block.node not in forwarding:
+            yield (*loc, verb, "node"), *_unknown("node that forwards", block.node, forwarding)
+    if step.unblock is not None and not _is_blocked(lab, step, step.unblock):
+        yield (*loc, "unblock"), f"{step.unblock} isn't blocked then", "block it in a step before"
+    if step.congest is not None:
+        routers = [name for name in lab.nodes if routes.forwards(lab, name)]
+        if step.congest not in routers:
+            yield (*loc, "congest"), *_unknown("node that forwards", step.congest, routers)
+    if step.rebind is not None:
+        nats = [name for name, node in lab.nodes.items() if isinstance(node, Nat)]
+        if step.rebind.node not in nats:
+            yield (*loc, "rebind", "node"), *_unknown("NAT", step.rebind.node, nats)
     if step.impair is not None and step.impair.link not in lab.links:
         yield (*loc, "impair", "link"), *_unknown("link", step.impair.link, lab.links)
     if step.kill is not None:
@@ -234,12 +271,23 @@ def _check_fault(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[P
             yield (*loc, "kill"), *_unknown("process", step.kill, known)
 
 
+def _is_blocked(lab: Lab, step: Step, rule: Block) -> bool:
+    """Whether the steps before ``step`` leave ``rule`` in force. A step that isn't the lab file's
+    comes after what only its author knows."""
+    if step not in lab.steps:
+        return True
+    blocked = 0
+    for before in lab.steps[: lab.steps.index(step)]:
+        blocked += (before.block == rule) - (before.unblock == rule)
+    return blocked > 0
+
+
 def process_names(lab: Lab) -> list[str]:
     """Names of the processes that a lab runs, as ``kill`` takes them."""
     ends = [*lab.home_agents(), *lab.mobile_nodes()]
     probing = [*lab.flow_nodes(), lab.correspondent()]
     return [
-        "capture",
+        *(["capture"] if lab.capture.links != () else []),
         *(f"{what} of {node}" for node in ends for what in ("charon", "daemon")),
         *(f"flows of {node}" for node in probing),
     ]
@@ -256,6 +304,10 @@ def _check_network(
     links = [link for link in lab.links if node in lab.links[link].ends]
     if network not in links:
         yield (*loc, verb), *_unknown(f"link of '{node}'", network, links)
+        return
+    if step.fails is not None:  # where it was, it stays
+        if verb == "move" and node not in placed:
+            yield (*loc, verb), f"step '{name}' moves '{node}', which is attached nowhere", "attach"
         return
     if verb == "move" and node not in placed:
         yield (*loc, verb), f"step '{name}' moves '{node}', which is attached nowhere", "use attach"

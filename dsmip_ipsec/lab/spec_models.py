@@ -98,13 +98,15 @@ class HomeAgent(Table):
     """The home agent. It forwards packets, and its home link has the home addresses' prefixes.
 
     Without ``address``/``ipv4_address`` its addresses on the home link are the home agent
-    addresses.
+    addresses. ``outer_ipv4_address``: where mobile nodes find it instead of at its own IPv4
+    address, that of a NAT which forwards to it (RFC 5555 §1.3, scenario 3).
     """
 
     role: Literal["home_agent"]
     home_link: LinkName
     address: IPv6Text | None = None
     ipv4_address: IPv4Text | None = None
+    outer_ipv4_address: IPv4Text | None = None
 
 
 class CorrespondentNode(Table):
@@ -125,7 +127,8 @@ class Nat(Table):
     ``mapping``: ``random`` gives every UDP and TCP flow another port than it had, ``preserve``
     keeps the port where it is free. Filtering is address and port dependent (RFC 4787 §5), and
     nothing unsolicited comes in. ``udp_timeout_s``: a mapping's life without traffic, in seconds
-    (the kernel's own default when absent).
+    (the kernel's own default when absent). ``forward_ports``: UDP ports of its outside address that
+    lead to the same ports of the node ``forward_to`` inside (a static NAPT), from anywhere.
     """
 
     role: Literal["nat"]
@@ -133,6 +136,16 @@ class Nat(Table):
     outside: LinkName
     mapping: Literal["random", "preserve"] = "random"
     udp_timeout_s: Annotated[int, Field(ge=1)] | None = None
+    forward_ports: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=65535)], ...], BeforeValidator(_tuple)
+    ] = ()
+    forward_to: NodeName | None = None
+
+    @model_validator(mode="after")
+    def _forwards_somewhere(self) -> Self:
+        if bool(self.forward_ports) != (self.forward_to is not None):
+            raise ValueError("should have 'forward_ports' and 'forward_to', or neither")
+        return self
 
 
 Node = Annotated[
@@ -175,11 +188,15 @@ class Link(Impairment):
 class Mobility(Table):
     """[mobility]: ``lifetime_s``: lifetime asked for in a binding update, in seconds (RFC 6275
     §6.1.7 counts it in units of 4 s). ``key_mobility``: set the K bit. ``force_udp``: set the F
-    flag (RFC 5555 §3.1.3)."""
+    flag (RFC 5555 §3.1.3). ``nat_refresh_time_s``: between two binding updates that keep a NAT's
+    mapping alive, as the home agent asks for it (RFC 5555 §4.3). ``handover_timeout_s``: after
+    which a mobile node gives a handover up."""
 
     lifetime_s: Annotated[int, Field(ge=4, le=4 * 65535)] = 600
     key_mobility: bool = False
     force_udp: bool = False
+    nat_refresh_time_s: Annotated[int, Field(ge=1)] = 110
+    handover_timeout_s: Annotated[float, Field(ge=1, le=20)] = 15.0
 
 
 class Ike(Table):
@@ -205,6 +222,7 @@ class Flow(Table):
     ``interval_ms``: between two probes of one direction. ``size``: UDP payload in octets.
     ``correspondent``: needed when there is more than one. ``nodes``: mobile nodes that have flows;
     the first one when absent. ``families``: of the home addresses that are used.
+    ``traffic_class``: DSCP and ECN of the probes, as one octet (RFC 2474, RFC 3168).
     """
 
     families: Annotated[tuple[Literal["ipv4", "ipv6"], ...], BeforeValidator(_tuple)] = (
@@ -216,6 +234,13 @@ class Flow(Table):
     size: Annotated[int, Field(ge=32, le=1400)] = 64
     port: Annotated[int, Field(ge=1, le=65535)] = 7777
     correspondent: NodeName | None = None
+    traffic_class: Annotated[int, Field(ge=0, le=255)] = 0
+
+
+class Capture(Table):
+    """[capture]: ``links``: those that are captured, each at all of its ends; all when absent."""
+
+    links: Annotated[tuple[LinkName, ...], BeforeValidator(_tuple)] | None = None
 
 
 # [[steps]] -----------------------------------------------------------------------------------
@@ -237,15 +262,20 @@ class Expect(Table):
 
     ``binding``: home agent and mobile node hold a binding for the care-of address of the network
     that the node is in (``false``: neither holds any). ``nat_detected``, ``udp_encapsulation``:
-    of that binding. ``ike_alive``: an exchange succeeds in each direction. ``sad_consistent``:
+    of that binding, and the
+    latter of ESP, too. ``esp_in_udp``: of ESP alone. ``ike_alive``: an exchange succeeds in
+    each direction. ``sad_consistent``:
     both ends hold the same SAs. ``security_associations``, ``policies``: how many of ours each
     end holds. ``data``: every flow delivers (``false``: none does). ``interruption_max``: of each
-    flow. ``lost_max``: probes of each flow.
+    flow. ``lost_max``: probes of each flow. ``same_ike_sa``: each end has the IKE_SA that it had
+    before the step. ``signalling_port_changed``, ``esp_port_changed``: whether the home agent sees
+    the mobile node's UDP port of DSMIPv6, or of its data SAs, changed by the step.
     """
 
     binding: bool | None = None
     nat_detected: bool | None = None
     udp_encapsulation: bool | None = None
+    esp_in_udp: bool | None = None
     ike_alive: bool | None = None
     sad_consistent: bool | None = None
     security_associations: Annotated[int, Field(ge=0)] | None = None
@@ -253,6 +283,9 @@ class Expect(Table):
     data: bool | None = None
     interruption_max: Limit | None = None
     lost_max: Annotated[int, Field(ge=0)] | None = None
+    same_ike_sa: bool | None = None
+    signalling_port_changed: bool | None = None
+    esp_port_changed: bool | None = None
 
 
 class Block(Table):
@@ -274,6 +307,16 @@ class Block(Table):
         return f"{what} at {self.node}"
 
 
+class Rebind(Table):
+    """A NAT that forgets its mappings: those of the flows to UDP port ``port``, or all."""
+
+    node: NodeName
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.node}" if self.port is None else f"UDP port {self.port} at {self.node}"
+
+
 class Impair(Impairment):
     """How a link is from now on, at each of its ends; what isn't named is as on a good link."""
 
@@ -289,17 +332,24 @@ class Impair(Impairment):
         return f"{self.link}: {', '.join(filter(None, terms)) or 'nothing'}"
 
 
-Verb = Literal["attach", "move", "deregister", "block", "impair", "kill"]
+Verb = Literal[
+    "attach", "move", "deregister", "block", "unblock", "rebind", "congest", "impair", "kill"
+]
 
 
 class Step(Table):
     """One step: exactly one verb, done by the mobile node ``node`` (all of them when absent).
 
     ``attach``: appear in the named network. ``move``: hand over to it. ``deregister``: remove all
-    bindings (lifetime 0). ``block``: have a router or NAT drop something. ``impair``: make a link
+    bindings (lifetime 0). ``block``: have a router or NAT drop something; ``unblock``: no longer.
+    ``congest``: have a router set CE on ECN capable IPv4 packets that it forwards (RFC 3168 §5).
+    ``rebind``: have a NAT give flows other mappings. ``impair``: make a link
     lossy, slow or jittery, or well again. ``kill``: end a process
     of the lab with SIGKILL, by its name: ``charon of NODE``, ``daemon of NODE``, ``flows of NODE``
     or ``capture``.
+
+    ``fails``: the mobile node's daemon has to refuse the step, or to give it up, and these words
+    are in what it says. The mobile node then counts as being where it was.
     """
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=80)]
@@ -308,8 +358,12 @@ class Step(Table):
     move: LinkName | None = None
     deregister: Literal[True] | None = None
     block: Block | None = None
+    unblock: Block | None = None
+    rebind: Rebind | None = None
+    congest: NodeName | None = None
     impair: Impair | None = None
     kill: Annotated[str, StringConstraints(min_length=1, max_length=80)] | None = None
+    fails: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     expect: Expect = Expect()
 
     def verbs(self) -> tuple[Verb, ...]:
@@ -338,6 +392,7 @@ class Lab(Table):
     ike: Ike = Ike()
     data: Data = Data()
     flow: Flow = Flow()
+    capture: Capture = Capture()
     steps: Annotated[tuple[Step, ...], BeforeValidator(_tuple)] = ()
 
     def mobile_nodes(self) -> dict[str, MobileNode]:

@@ -33,7 +33,7 @@ from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
 from dsmip_ipsec.lab.processes import Processes, in_child
 from dsmip_ipsec.lab.routes import LinkAttachment
 from dsmip_ipsec.lab.spec import Lab
-from dsmip_ipsec.lab.spec_models import Block
+from dsmip_ipsec.lab.spec_models import Block, Rebind, Step
 from dsmip_ipsec.lab.topology import Topology
 from dsmip_ipsec.node import control
 
@@ -154,8 +154,12 @@ class StandingLab:
         self._say(f"{name} ready after {duration:.1f} s")
 
     async def _start_captures(self) -> None:
+        links = self.lab.capture.links
+        ports = [port for port in self.topology.ports() if links is None or port.link in links]
+        if not ports:
+            return
         self._capturing = Captures(
-            self.topology.ports(),
+            ports,
             self.out / "captures",
             work=self.run.directory,
             log=self.out / "logs" / "capture.log",
@@ -229,6 +233,7 @@ class StandingLab:
                 interval_ms=probe_interval_ms(settings.interval_ms),
                 size=settings.size,
                 port=settings.port,
+                traffic_class=settings.traffic_class,
                 node=name,
                 first=len(found),
             )
@@ -310,10 +315,43 @@ class StandingLab:
             gateway=str(gateway),
         )
 
-    async def block(self, block: Block) -> None:
-        """Have a router drop packets from or to a port. Raises LabError."""
-        namespace = self.topology.namespace(block.node)
-        await asyncio.to_thread(netns.isolated, partial(_block, namespace, block))
+    async def fault(self, step: Step) -> str | None:
+        """Do what a step does to the lab itself rather than to a mobile node, and say what; None:
+        it does nothing of the kind. Raises LabError."""
+        if step.block is not None:
+            await self.block(step.block)
+            return f"block {step.block}"
+        if step.unblock is not None:
+            await self.block(step.unblock, lift=True)
+            return f"unblock {step.unblock}"
+        if step.rebind is not None:
+            await self.rebind(step.rebind)
+            return f"rebind {step.rebind}"
+        if step.congest is not None:
+            await self._in_namespace(step.congest, nat.congest)
+            return f"congest {step.congest}"
+        if step.impair is not None:
+            await asyncio.to_thread(self.topology.impair, step.impair)
+            return f"impair {step.impair}"
+        if step.kill is not None:
+            self.processes[step.kill].signal(signal.SIGKILL)
+            return f"kill {step.kill}"
+        return None
+
+    async def block(self, block: Block, *, lift: bool = False) -> None:
+        """Have a router drop packets, or no longer. Raises LabError."""
+        await self._in_namespace(block.node, partial(nat.block, block, lift=lift))
+
+    async def rebind(self, rebind: Rebind) -> None:
+        """Have a NAT forget its mappings. Raises LabError."""
+        await self._in_namespace(rebind.node, partial(nat.rebind, rebind))
+
+    async def _in_namespace(self, node: str, work: Callable[[], None]) -> None:
+        def inside() -> None:
+            netns.enter(self.topology.namespace(node))
+            work()
+
+        await asyncio.to_thread(netns.isolated, inside)
 
     def leave(self, node: str, link: str) -> None:
         """Take the addresses on ``link`` away: the network is out of reach."""
@@ -383,11 +421,6 @@ class StandingLab:
         for path in (self.out / "logs").iterdir():
             if path.stat().st_size == 0:
                 path.unlink()
-
-
-def _block(namespace: str, block: Block) -> None:
-    netns.enter(namespace)
-    nat.block(block)
 
 
 async def _as_coroutine(awaitable: Any) -> Any:

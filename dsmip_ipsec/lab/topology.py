@@ -12,7 +12,7 @@ import struct
 from array import array
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv6Interface
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
 from ..errors import LabError
@@ -204,7 +204,10 @@ class Topology:
         batch.send()
         declared = self.lab.nodes[node]
         if isinstance(declared, Nat):
-            nat.install(declared)
+            inside = declared.forward_to and routes.address_on(
+                self.lab, declared.forward_to, declared.inside, 4
+            )
+            nat.install(declared, inside.ip if isinstance(inside, IPv4Interface) else None)
 
     def _bring_up_switch(self) -> None:
         batch = rtnl.Batch()

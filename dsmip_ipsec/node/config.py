@@ -66,8 +66,16 @@ class PeerSection(_Section):
 
 
 class HomeAgentSection(_Section):
+    """The home agent's addresses as this end uses them.
+
+    ``behind_nat``: a static NAPT is before it (RFC 5555 §1.3, scenario 3), and ESP in UDP
+    wherever a mobile node is. Mobile nodes have the NAT's outside address as
+    ``home_agent_ipv4``, the home agent itself its own.
+    """
+
     home_agent: IPv6Address
     home_agent_ipv4: IPv4Address
+    behind_nat: bool = False
 
 
 class MobileNodeConfig(_Section):
@@ -192,6 +200,7 @@ def _peering(
         home_agent=agent.home_agent,
         home_agent_ipv4=agent.home_agent_ipv4,
         reqids=Reqids(node.signalling_reqid, node.mirror_reqid, node.data_reqid),
+        home_agent_behind_nat=agent.behind_nat,
         protect_data=protect,
         moves_associations=moves,
         native_signalling=native,

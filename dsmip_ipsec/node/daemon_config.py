@@ -32,13 +32,17 @@ def daemon_config(
         "vici_socket": str(files.vici_socket),
         "mobility_mode": deployment.settings.mobility.value,
     }
+    agent = deployment.home_agent
     document: dict[str, Any] = {
         "control_socket": str(control_socket),
         "protect_data": deployment.settings.protect_data,
         **settings,
         "home_agent": {
-            "home_agent": str(deployment.home_agent.ipv6),
-            "home_agent_ipv4": str(deployment.home_agent.ipv4),
+            "home_agent": str(agent.ipv6),
+            "home_agent_ipv4": str(
+                agent.ipv4 if node is None or agent.outer_ipv4 is None else agent.outer_ipv4
+            ),
+            **({"behind_nat": True} if agent.outer_ipv4 is not None else {}),
         },
     }
     model: type[HomeAgentConfig | MobileNodeConfig]
