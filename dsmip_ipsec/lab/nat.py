@@ -8,6 +8,7 @@ only, so that IKE's 4500 and DSMIPv6's 4191 come out as another port always, not
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -105,6 +106,9 @@ def block(rule: Block) -> None:
 
     :raises LabError: neither iptables nor nftables can do it, with what each said.
     """
+    if rule.protocol == "native-ipv6":
+        _blackhole_ipv6()
+        return
     if rule.port is None:
         lines = [f"-I FORWARD -p {_PROTOCOLS[rule.protocol]} -j DROP"]
     else:
@@ -122,6 +126,21 @@ def block(rule: Block) -> None:
         f"{rule} can't be blocked: {'; '.join(said)}",
         hint="install iptables or nftables",
     )
+
+
+def _blackhole_ipv6() -> None:
+    """By routing rules: IPv6's netfilter is no matter of course in a small kernel. What the node
+    itself sends, neighbour discovery too, isn't touched."""
+    for _, interface in socket.if_nameindex():
+        if interface == "lo":
+            continue
+        command = f"ip -6 rule add iif {interface} blackhole pref 10".split()
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise LabError(f"IPv6 can't be blocked: {error}", hint="install iproute2") from None
+        if result.returncode != 0:
+            raise LabError(f"IPv6 can't be blocked: {result.stderr.strip()}")
 
 
 def _nft_block(rule: Block) -> str:

@@ -22,6 +22,7 @@ from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import flow, record, routes
 from dsmip_ipsec.lab.expectations import Observation, judge
 from dsmip_ipsec.lab.nursery import Nursery
+from dsmip_ipsec.lab.observe import growth
 from dsmip_ipsec.lab.spec import Expect, Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
 from dsmip_ipsec.lab.timeline import timeline
@@ -76,6 +77,7 @@ class Scenario:
         self._say = say
         self.standing = StandingLab(lab, out, export_keys=export_keys, say=say, nursery=nursery)
         self.networks: dict[str, str] = {}  # mobile node: the link that it is on
+        self._autoconfigured: dict[str, frozenset[IPv6Address]] = {}
         self._nodes = tuple(lab.mobile_nodes())
         self._done: list[_Done] = []
         self._started, self._began = datetime.now(UTC), time.monotonic()
@@ -189,7 +191,7 @@ class Scenario:
             exchanges = {node: await self._exchanges(node) for node in nodes}
         return _Done(
             step, nodes, action, started, acted, watched, before, after,
-            _growth(counted, await self._counters()), exchanges,
+            growth(counted, await self._counters()), exchanges,
             {node: self._care_of_addresses(node) for node in nodes},
         )  # fmt: skip
 
@@ -204,6 +206,9 @@ class Scenario:
         if step.impair is not None:
             await asyncio.to_thread(self.standing.topology.impair, step.impair)
             return f"impair {step.impair}"
+        if step.restart is not None:
+            await self.standing.restart(step.restart)
+            return f"restart {step.restart}"
         if step.kill is not None:
             self.standing.processes[step.kill].signal(signal.SIGKILL)
             return f"kill {step.kill}"
@@ -217,6 +222,11 @@ class Scenario:
         if step.network is None:
             await self.standing.command(node, "deregister")
             self.networks.pop(node, None)
+        elif self.lab.mobility.detect_movement:
+            await self.standing.roam(node, previous, step.network)
+            self.networks[node] = step.network
+            self._autoconfigured[node] = await self.standing.autoconfigured(node, step.network)
+            return
         else:
             timing = await self.standing.attach(node, step.network)
             self.networks[node] = step.network
@@ -288,7 +298,8 @@ class Scenario:
         network = self.networks.get(node)
         if network is None:
             return frozenset()
-        return frozenset(a.ip for a in self.lab.addresses(node, network))
+        declared = frozenset(a.ip for a in self.lab.addresses(node, network))
+        return declared | self._autoconfigured.get(node, frozenset())
 
     # Judging ------------------------------------------------------------------------------------
 
@@ -430,7 +441,9 @@ class Scenario:
         network = next((n for n in visited if n is not None), self.networks.get(node))
         if network is None:
             return 0.0
-        return routes.rtt_ms(self.lab, node, network, self.standing.agent) or 0.0
+        agent = self.standing.agent
+        found = (routes.rtt_ms(self.lab, node, network, agent, family) for family in (4, 6))
+        return next((rtt for rtt in found if rtt is not None), 0.0)
 
     def _settings(self) -> record.Settings:
         rtt_ms = self._rtt_ms(self._nodes[0])
@@ -472,22 +485,3 @@ class Scenario:
 def _kernel() -> record.Kernel:
     kind: Any = os.environ.get(KERNEL_KIND_VARIABLE, "host")
     return record.Kernel(kind=kind, release=platform.release())
-
-
-def _growth(
-    before: dict[str, record.Counters], after: dict[str, record.Counters]
-) -> dict[str, record.Counters]:
-    def grown(old: dict[str, int], new: dict[str, int]) -> dict[str, int]:
-        return {
-            name: count - old.get(name, 0)
-            for name, count in new.items()
-            if count != old.get(name, 0)
-        }
-
-    return {
-        name: record.Counters(
-            engine=grown(before[name].engine, after[name].engine),
-            xfrm=grown(before[name].xfrm, after[name].xfrm),
-        )
-        for name in after
-    }

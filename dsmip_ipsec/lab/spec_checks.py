@@ -213,7 +213,7 @@ def check_step(
     mobiles = lab.mobile_nodes()
     if step.node is not None and step.node not in mobiles:
         yield (*loc, "node"), *_unknown("mobile node", step.node, mobiles)
-    elif step.verb in ("block", "impair", "kill"):
+    elif step.verb in ("block", "impair", "kill", "restart"):
         yield from _check_fault(lab, step, loc)
     else:
         for node in lab.step_nodes(step):
@@ -228,6 +228,10 @@ def _check_fault(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[P
             yield place, *_unknown("node that forwards", step.block.node, forwarding)
     if step.impair is not None and step.impair.link not in lab.links:
         yield (*loc, "impair", "link"), *_unknown("link", step.impair.link, lab.links)
+    if step.restart is not None:
+        ends = [*lab.home_agents(), *lab.mobile_nodes()]
+        if step.restart not in ends:
+            yield (*loc, "restart"), *_unknown("home agent or mobile node", step.restart, ends)
     if step.kill is not None:
         known = process_names(lab)
         if step.kill not in known:
@@ -262,6 +266,9 @@ def _check_network(
     if verb == "attach" and node in placed:
         yield (*loc, verb), f"step '{name}': '{node}' is on '{placed[node]}' already", "use move"
     placed[node] = network
+    if lab.mobility.detect_movement and not lab.links[network].router_advertisements:
+        reason = f"'{node}' can't find out that it is on '{network}'"
+        yield ("links", network), reason, "set router_advertisements = true"
     where = routes.attachment(lab, node, network)
     home_agents = lab.home_agents()
     if not where.gateways:

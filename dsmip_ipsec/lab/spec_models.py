@@ -161,12 +161,15 @@ class Link(Impairment):
     ``ends``: node name → its addresses there (with prefix lengths). ``mtu`` in
     octets. ``gateway``: the node that a mobile node uses as its
     router here (found when only one of the ends forwards). ``up``: whether it starts up.
+    ``router_advertisements``: radvd runs on the gateway, and hosts here take IPv6 addresses from
+    its prefixes.
     """
 
     ends: Annotated[dict[NodeName, Addresses], Field(min_length=1)]
     mtu: Annotated[int, Field(ge=576, le=65535)] | None = None
     gateway: NodeName | None = None
     up: bool = True
+    router_advertisements: bool = False
 
 
 # [mobility], [ike], [data], [flow] -----------------------------------------------------------
@@ -175,11 +178,13 @@ class Link(Impairment):
 class Mobility(Table):
     """[mobility]: ``lifetime_s``: lifetime asked for in a binding update, in seconds (RFC 6275
     §6.1.7 counts it in units of 4 s). ``key_mobility``: set the K bit. ``force_udp``: set the F
-    flag (RFC 5555 §3.1.3)."""
+    flag (RFC 5555 §3.1.3). ``detect_movement``: mobile nodes find out where they are by
+    themselves; a step that moves one changes the links' carrier and tells it nothing."""
 
     lifetime_s: Annotated[int, Field(ge=4, le=4 * 65535)] = 600
     key_mobility: bool = False
     force_udp: bool = False
+    detect_movement: bool = False
 
 
 class Ike(Table):
@@ -236,7 +241,8 @@ class Expect(Table):
     """What must hold after a step. A key that is absent is not judged.
 
     ``binding``: home agent and mobile node hold a binding for the care-of address of the network
-    that the node is in (``false``: neither holds any). ``nat_detected``, ``udp_encapsulation``:
+    that the node is in (``false``: neither holds any). ``care_of_family``: of that care-of address,
+    where a network has both. ``nat_detected``, ``udp_encapsulation``:
     of that binding. ``ike_alive``: an exchange succeeds in each direction. ``sad_consistent``:
     both ends hold the same SAs. ``security_associations``, ``policies``: how many of ours each
     end holds. ``data``: every flow delivers (``false``: none does). ``interruption_max``: of each
@@ -244,6 +250,7 @@ class Expect(Table):
     """
 
     binding: bool | None = None
+    care_of_family: Literal["ipv4", "ipv6"] | None = None
     nat_detected: bool | None = None
     udp_encapsulation: bool | None = None
     ike_alive: bool | None = None
@@ -257,10 +264,11 @@ class Expect(Table):
 
 class Block(Table):
     """What a router drops from now on, whoever sent it: UDP or TCP packets from or to a port, or
-    everything of an IP protocol (``ipip``: IPv4 in IPv4, ``ipv6``: IPv6 in IPv4, ``esp``)."""
+    everything of an IP protocol (``ipip``: IPv4 in IPv4, ``ipv6``: IPv6 in IPv4, ``esp``); all in
+    IPv4 packets. ``native-ipv6``: every IPv6 packet that it would forward, without a word."""
 
     node: NodeName
-    protocol: Literal["udp", "tcp", "ipip", "ipv6", "esp"] = "udp"
+    protocol: Literal["udp", "tcp", "ipip", "ipv6", "esp", "native-ipv6"] = "udp"
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
 
     @model_validator(mode="after")
@@ -289,7 +297,7 @@ class Impair(Impairment):
         return f"{self.link}: {', '.join(filter(None, terms)) or 'nothing'}"
 
 
-Verb = Literal["attach", "move", "deregister", "block", "impair", "kill"]
+Verb = Literal["attach", "move", "deregister", "block", "impair", "kill", "restart"]
 
 
 class Step(Table):
@@ -299,7 +307,10 @@ class Step(Table):
     bindings (lifetime 0). ``block``: have a router or NAT drop something. ``impair``: make a link
     lossy, slow or jittery, or well again. ``kill``: end a process
     of the lab with SIGKILL, by its name: ``charon of NODE``, ``daemon of NODE``, ``flows of NODE``
-    or ``capture``.
+    or ``capture``. ``restart``: kill charon and daemon of a node, both with SIGKILL, and start them
+    again.
+
+    On the home agent's home link a mobile node is at home: ``attach`` and ``move`` go there, too.
     """
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=80)]
@@ -310,6 +321,7 @@ class Step(Table):
     block: Block | None = None
     impair: Impair | None = None
     kill: Annotated[str, StringConstraints(min_length=1, max_length=80)] | None = None
+    restart: NodeName | None = None
     expect: Expect = Expect()
 
     def verbs(self) -> tuple[Verb, ...]:
