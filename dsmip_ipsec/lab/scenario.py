@@ -208,6 +208,9 @@ class Scenario:
             return f"impair {step.impair}"
         if step.restart is not None:
             await self.standing.restart(step.restart)
+            previous = self.networks.pop(step.restart, None)
+            if previous is not None:  # a mobile node, which is nowhere now
+                self.standing.leave(step.restart, previous)
             return f"restart {step.restart}"
         if step.kill is not None:
             self.standing.processes[step.kill].signal(signal.SIGKILL)

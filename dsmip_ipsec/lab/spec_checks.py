@@ -214,13 +214,15 @@ def check_step(
     if step.node is not None and step.node not in mobiles:
         yield (*loc, "node"), *_unknown("mobile node", step.node, mobiles)
     elif step.verb in ("block", "impair", "kill", "restart"):
-        yield from _check_fault(lab, step, loc)
+        yield from _check_fault(lab, step, loc, placed)
     else:
         for node in lab.step_nodes(step):
             yield from _check_network(lab, step, node, loc, placed)
 
 
-def _check_fault(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[Problem]:
+def _check_fault(
+    lab: Lab, step: Step, loc: tuple[str | int, ...], placed: dict[str, str]
+) -> Iterator[Problem]:
     if step.block is not None:
         forwarding = [name for name in lab.nodes if routes.forwards(lab, name)]
         if step.block.node not in forwarding:
@@ -232,6 +234,7 @@ def _check_fault(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[P
         ends = [*lab.home_agents(), *lab.mobile_nodes()]
         if step.restart not in ends:
             yield (*loc, "restart"), *_unknown("home agent or mobile node", step.restart, ends)
+        placed.pop(step.restart, None)  # a mobile node that starts again is attached nowhere
     if step.kill is not None:
         known = process_names(lab)
         if step.kill not in known:
