@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,13 +23,16 @@ from dsmip_ipsec.lab.guest_kernel import KERNEL_CHOICES, probe_guest
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
+GUESTS = {"uml": "UML", "qemu": "QEMU"}
+
 SCHEMA = "dsmip-ipsec/doctor/1"
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program and the Debian package that has it. ``needed`` by: labs, guest or nothing."""
+    """A program and the Debian package that has it. ``needed`` by: labs, a kind of guest (two
+    kinds: both), or nothing."""
 
     name: str
     package: str
@@ -45,8 +48,10 @@ PROGRAMS = (
     Program("swanctl", "strongswan-swanctl", "labs", "loading charon's configuration"),
     Program("tshark", "tshark", "", "reading captures"),
     Program("nft", "nftables", "", "NAT on kernels without iptables"),
-    Program("linux.uml", "user-mode-linux", "guest", "the guest kernel"),
-    Program("modprobe", "kmod", "guest", "the guest's modules"),
+    Program("linux.uml", "user-mode-linux", "uml", "the UML guest's kernel"),
+    Program("modprobe", "kmod", "uml qemu", "a guest's modules"),
+    Program("qemu-system-x86_64", "qemu-system-x86", "qemu", "guests with a stock kernel"),
+    Program("busybox", "busybox-static", "qemu", "their initramfs"),
 )
 
 
@@ -61,7 +66,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``labs``: host, uml or none."""
+    """``labs``: host, uml, qemu or none."""
 
     labs: str
     text: str
@@ -94,8 +99,10 @@ def judge(
     host: Capabilities | None,
     guest: Capabilities | None,
     guest_error: str = "",
+    kind: str = "uml",
 ) -> Verdict:
-    """Where labs run, from what was found; a capability set that is None wasn't probed."""
+    """Where labs run, from what was found; a capability set that is None wasn't probed. ``kind``:
+    of the guest."""
     # On the host we are root, so what only the guest's user may not run is no obstacle there.
     missing = [f for f in programs if f.program.needed == "labs" and not f.path]
     if missing:
@@ -111,7 +118,7 @@ def judge(
         if root and not obstacles:
             return Verdict("host", "labs run in place")
         reasons += obstacles or ["labs on this kernel need root"]
-    unusable = [f for f in programs if f.program.needed and f.problem]
+    unusable = [f for f in programs if f.problem and _needed(f.program, kind)]
     absent = [found for found in unusable if not found.path]
     if absent:
         packages = sorted({found.program.package for found in absent})
@@ -122,13 +129,17 @@ def judge(
         paths = " ".join(found.path for found in unusable)
         return Verdict("none", f"let all users run these programs: chmod o+rx {paths}", reasons)
     if guest_error:
-        return Verdict("none", "the UML guest doesn't start", [*reasons, guest_error])
+        return Verdict("none", f"the {GUESTS[kind]} guest doesn't start", [*reasons, guest_error])
     if guest is None:
-        return Verdict("none", "run it with --kernel uml to probe the guest", reasons)
+        return Verdict("none", f"run it with --kernel {kind} to probe the guest", reasons)
     obstacles = [_sentence("the guest's kernel", item) for item in lab_obstacles(guest)]
     if obstacles:
         return Verdict("none", "no kernel here can run the labs", reasons + obstacles)
-    return Verdict("uml", "labs run in the UML guest", reasons)
+    return Verdict(kind, f"labs run in the {GUESTS[kind]} guest", reasons)
+
+
+def _needed(program: Program, kind: str) -> bool:
+    return program.needed == "labs" or kind in program.needed.split()
 
 
 def _sentence(kernel: str, item: Capability) -> str:
@@ -148,8 +159,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--kernel",
         choices=KERNEL_CHOICES,
         default="auto",
-        help="which kernel to try: this one, the UML guest's, or (auto) the guest's too if labs "
-        "can't run on this one",
+        help="which kernel to try: this one, the UML guest's, a stock one under QEMU, or (auto) "
+        "the UML guest's too if labs can't run on this one",
     )
     parser.set_defaults(run=run)
 
@@ -158,25 +169,33 @@ def run(args: argparse.Namespace) -> int:
     """The sub-command; 0 if labs can run somewhere, else 1."""
     root = os.geteuid() == 0
     programs = find_programs()
-    host = probe() if args.kernel != "uml" else None
+    kind = "qemu" if args.kernel == "qemu" else "uml"
+    host = probe() if args.kernel in ("auto", "host") else None
     guest: Capabilities | None = None
     guest_error = ""
-    wanted = args.kernel == "uml" or (
+    wanted = args.kernel == kind or (
         args.kernel == "auto" and host is not None and bool(not root or lab_obstacles(host))
     )
-    if wanted and not any(f.problem for f in programs if f.program.needed == "guest"):
+    if wanted and not any(f.problem for f in programs if kind in f.program.needed.split()):
         try:
-            guest = probe_guest()
+            guest = probe_guest(kind)
         except DsmipError as error:
             guest_error = f"{error.message} ({error.hint})" if error.hint else error.message
             if not isinstance(error, LabError):
                 raise
-    verdict = judge(root=root, programs=programs, host=host, guest=guest, guest_error=guest_error)
+    verdict = judge(
+        root=root,
+        programs=programs,
+        host=host,
+        guest=guest,
+        guest_error=guest_error,
+        kind=kind,
+    )
     if args.json:
-        print(json.dumps(_document(programs, host, guest, verdict), indent=2))
+        print(json.dumps(_document(programs, {"host": host, kind: guest}, verdict), indent=2))
     else:
         console = Console(highlight=False)
-        for table in _tables(programs, host, guest):
+        for table in _tables(programs, {"this kernel": host, f"{GUESTS[kind]} guest": guest}):
             console.print(table)
         style = "bold green" if verdict.labs != "none" else "bold red"
         console.print(Text("Verdict: ", "bold") + Text(verdict.text, style))
@@ -187,17 +206,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _document(
     programs: Sequence[Found],
-    host: Capabilities | None,
-    guest: Capabilities | None,
+    kernels: Mapping[str, Capabilities | None],
     verdict: Verdict,
 ) -> dict[str, object]:
     return {
         "schema": SCHEMA,
-        "kernels": {
-            name: found.to_dict()
-            for name, found in (("host", host), ("uml", guest))
-            if found is not None
-        },
+        "kernels": {name: found.to_dict() for name, found in kernels.items() if found is not None},
         "programs": [
             {**asdict(found.program), "path": found.path, "problem": found.problem}
             for found in programs
@@ -215,12 +229,10 @@ def _cell(item: Capability) -> Text:
     return text + Text(f"  {details}" if details else "", "dim")
 
 
-def _tables(
-    programs: Sequence[Found], host: Capabilities | None, guest: Capabilities | None
-) -> list[Table]:
+def _tables(programs: Sequence[Found], found_on: Mapping[str, Capabilities | None]) -> list[Table]:
     columns = [
         (f"{title} ({found.release}, as {found.by})", found)
-        for title, found in (("this kernel", host), ("UML guest", guest))
+        for title, found in found_on.items()
         if found is not None
     ]
     kernels = Table(title="Kernel", title_justify="left")

@@ -53,10 +53,11 @@ def add_parser(commands: Any) -> None:
     )
     run.add_argument(
         "--kernel",
-        choices=("auto", "host", "uml"),
-        default="auto",
-        help="where to run: in place, in a User-Mode-Linux guest (no root needed), or, by "
-        "default, in place where that works and else in a guest",
+        choices=("auto", "host", "uml", "qemu"),
+        action="append",
+        help="where to run: in place, in a User-Mode-Linux guest or on a stock kernel under QEMU "
+        "(neither needs root), or, by default, in place where that works and else in a guest; "
+        "given more than once, run on each, below DIR/KERNEL, and compare",
     )
     run.set_defaults(run=run_lab)
 
@@ -78,6 +79,11 @@ def run_lab(arguments: argparse.Namespace) -> int:
     from dsmip_ipsec.lab.library import find_lab
     from dsmip_ipsec.lab.scenario import KERNEL_KIND_VARIABLE
 
+    kernels = list(dict.fromkeys(arguments.kernel or ["auto"]))
+    if len(kernels) > 1:
+        from dsmip_ipsec.cli.lab_kernels import run_on_each
+
+        return run_on_each(kernels, arguments, run_lab)
     path = find_lab(arguments.lab)
     spec.load(path)  # its faults are told here, before anything starts
     if arguments.export_keys and arguments.out is None:
@@ -88,10 +94,11 @@ def run_lab(arguments: argparse.Namespace) -> int:
         out = _output(arguments.out, stack)
         keep = arguments.out is not None or arguments.junit is not None
         inside = KERNEL_KIND_VARIABLE in os.environ
-        if inside or choose_kernel(arguments.kernel) == "host":
+        kernel = "host" if inside else choose_kernel(kernels[0])
+        if kernel == "host":
             status = _run_in_place(path, out, arguments, keep=keep)
         else:
-            status = _run_in_guest(path, out, arguments)
+            status = _run_in_guest(path, out, arguments, kernel)
         _views(out, arguments)
         return status
 
@@ -156,11 +163,12 @@ def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep:
         nursery.stop()
 
 
-def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace) -> int:
+def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace, kernel: str) -> int:
     """Run the same command on a guest kernel, and bring home what it wrote."""
     from dsmip_ipsec.cli.lab_server import say_with_time
     from dsmip_ipsec.lab.guest import collect_share, prepare_share, run_in_guest_sync
     from dsmip_ipsec.lab.guest_init import GUEST_SHARE
+    from dsmip_ipsec.lab.guest_kernel import KERNEL_TITLES, guest_kind
     from dsmip_ipsec.lab.scenario import KERNEL_KIND_VARIABLE
 
     work = Path(tempfile.mkdtemp(prefix="dsmip-lab-"))
@@ -175,7 +183,7 @@ def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace) -> int:
             *(["--export-keys"] if arguments.export_keys else []),
         ]
         say = say_with_time()
-        say("booting the guest kernel (User-Mode Linux)")
+        say(f"booting the guest kernel ({KERNEL_TITLES[kernel]})")
         heard = "booting"
 
         def show(line: str) -> None:
@@ -187,13 +195,14 @@ def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace) -> int:
             command,
             share=share,
             env={
-                KERNEL_KIND_VARIABLE: "uml",
+                KERNEL_KIND_VARIABLE: kernel,
                 SHOWN_AS_VARIABLE: str(arguments.out or ""),
                 **_terminal(),
             },
             deadline_s=_RUN_S,
             on_line=show,
             console_log=out / "guest-console.log",
+            kind=guest_kind(kernel),
         )
         if (share / "out").is_dir():
             collect_share(share / "out", out)

@@ -32,6 +32,7 @@ from dsmip_ipsec.xfrm.types import PolicyId, State, StateId
 LINGER_S = 0.3
 
 PolicyKey = tuple[Direction, Selector]
+_NOBODY: tuple[None, None] = (None, None)
 _ExtensionKey = tuple[Extension, IPv6Address, IPv6Address]
 _CHANGING = {
     Message.NEWSA,
@@ -89,7 +90,7 @@ class LiveState:
         self.strays: set[PolicyKey] = set()
         self.dirty: set[Reqids] = set()
         self.stale = True
-        self._owners: dict[PolicyKey, Reqids] = {}
+        self._owners: dict[PolicyKey, tuple[Reqids, Policy]] = {}
         self._by_reqid = {
             reqid: ids for ids in self.peerings for reqid in (ids.mirror, *ids.negotiated)
         }
@@ -128,13 +129,18 @@ class LiveState:
         live.wanted_mirrors = {sa.key: sa for sa in state.associations}
         live.wanted_extensions = {extension.key: extension for extension in state.extensions}
         before, live.wanted_policies = live.wanted_policies, {p.key: p for p in state.policies}
-        for key in before.keys() - live.wanted_policies.keys():
-            if self._owners.get(key) == ids:
+        for key in before:
+            if key not in live.wanted_policies and self._owners.get(key, _NOBODY)[0] == ids:
                 del self._owners[key]
                 if key in self.policies:
                     self.strays.add(key)
-        for key in live.wanted_policies.keys() - before.keys():
-            self._owners[key] = ids
+        for key, policy in live.wanted_policies.items():
+            known = self.policies.get(key)
+            if known is not None and known.selector is not policy.selector:
+                # From now on under our own selector: the same object is equal at once.
+                del self.policies[key]
+                self.policies[key] = policy if _agree(known, policy) else known
+            self._owners[key] = ids, policy
             self.strays.discard(key)
 
     def forget_vanished(self, now: float | None = None) -> None:
@@ -241,11 +247,11 @@ class LiveState:
             self._linger(ids, gone, now)
 
     def _linger(self, ids: Reqids, sa: SecurityAssociation, now: float) -> None:
-        """Unless the SA is there, at the same place or another."""
+        """Unless the SA is there, at the same place or another. As long as it lingers it counts as
+        there, so there is nothing to do yet."""
         live = self.peerings[ids]
         if not any((sa.spi, sa.reqid) == (o.spi, o.reqid) for o in live.negotiated.values()):
             live.lingering[sa.spi, sa.reqid] = (sa, now + LINGER_S)
-            self.dirty.add(ids)
             self._vanished(ids)
 
     def _put_policy(self, policy: KernelPolicy, known: Mapping[PolicyKey, Policy]) -> None:
@@ -253,11 +259,16 @@ class LiveState:
         # One that was ours still is when someone else has changed its priority.
         if model is None or not (policy.priority in PRIORITY_BAND or model.key in known):
             return
-        owner = self._owners.get(model.key)
-        self.policies[model.key] = model
-        if owner is None:
+        owned = self._owners.get(model.key)
+        if owned is None:
+            self.policies[model.key] = model
             self.strays.add(model.key)
-        elif self.peerings[owner].wanted_policies.get(model.key) != model:
+            return
+        owner, wanted = owned
+        if _agree(model, wanted):
+            self.policies[wanted.key] = wanted
+        else:
+            self.policies[wanted.key] = model
             self.dirty.add(owner)
 
     def _drop_policy(self, policy: KernelPolicy | PolicyId) -> None:
@@ -267,9 +278,18 @@ class LiveState:
         if key is None or self.policies.pop(key, None) is None:
             return
         self.strays.discard(key)
-        owner = self._owners.get(key)
-        if owner is not None:
-            self.dirty.add(owner)
+        owned = self._owners.get(key)
+        if owned is not None:
+            self.dirty.add(owned[0])
+
+
+def _agree(one: Policy, other: Policy) -> bool:
+    """Whether two policies of one key are the same: their selectors needn't be compared."""
+    return (
+        one.priority == other.priority
+        and one.action is other.action
+        and one.template == other.template
+    )
 
 
 def _plain(policy: KernelPolicy) -> Policy | None:

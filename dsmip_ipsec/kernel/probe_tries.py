@@ -293,24 +293,25 @@ def _fou_send() -> None:
         # It may be there from an earlier try.
         with contextlib.suppress(NotThere):
             _ip("address", "add", f"{address}/32", "dev", "lo")
+    # The other way round than the try of ipip: the kernel takes a pair of ends once.
     _ip(
-        *("link", "add", "tryfou", "type", "ipip", "local", V4[0], "remote", V4[1]),
+        *("link", "add", "tryfou", "type", "ipip", "local", V4[1], "remote", V4[0]),
         *("encap", "fou", "encap-sport", "4191", "encap-dport", "5557"),
     )
     _ip("link", "set", "tryfou", "up")
-    _ip("route", "add", "198.51.100.0/24", "dev", "tryfou", "src", V4[0])
+    _ip("route", "add", "198.51.100.0/24", "dev", "tryfou", "src", V4[1])
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
     ):
-        receiver.bind((V4[1], 5557))
+        receiver.bind((V4[0], 5557))
         receiver.settimeout(1)
         try:
             sender.sendto(b"try", ("198.51.100.1", 9))
             data, source = receiver.recvfrom(2048)
         except TimeoutError:
             raise NotThere("the link was made, but sends nothing") from None
-    if source != (V4[0], 4191) or data[:1] != b"\x45":
+    if source != (V4[1], 4191) or data[:1] != b"\x45":
         raise NotThere("the link was made, but sends something else")
 
 

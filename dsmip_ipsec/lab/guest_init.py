@@ -52,6 +52,7 @@ class Machine:
     devices are for the output, the heartbeat and the stream; ``terminals``: they are serial lines.
     ``modules``: where directories named after releases are. ``file_backed``: its memory is a file.
     ``listing``: the host's directories must be readable for its user, not only searchable.
+    ``preload``: modules that are loaded where they exist, before the command runs.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Machine:
     file_backed: bool
     prepare: str = ""
     listing: bool = False
+    preload: Sequence[str] = ()
 
 
 UML = Machine(
@@ -131,6 +133,9 @@ def render_init(spec: InitSpec) -> str:
         "sleep 0.05; done"
         for device in devices
     )
+    preload = ""
+    if machine.preload:
+        preload = f"{GUEST_DIR}/bin/modprobe -q -a {' '.join(machine.preload)} || :\n"
     share = machine.share.format(source=shlex.quote(str(spec.share)))
     covers: list[Path] = []
     lines: list[str] = []
@@ -177,7 +182,7 @@ exec /sbin/modprobe -d {GUEST_DIR}/modules "$@"
 END
 chmod 0755 {GUEST_DIR}/bin/modprobe
 echo {GUEST_DIR}/bin/modprobe >/proc/sys/kernel/modprobe || fail modprobe
-# A module in UML, and not loaded by the first IPv6 SA, address or policy.
+{preload}# A module in UML, and not loaded by the first IPv6 SA, address or policy.
 [ -d /proc/sys/net/ipv6 ] || {GUEST_DIR}/bin/modprobe ipv6 || fail ipv6
 echo {shlex.quote(spec.hostname)} >/proc/sys/kernel/hostname
 ip link set lo up || fail lo

@@ -13,17 +13,26 @@ from typing import Literal
 
 from dsmip_ipsec.errors import GuestError, KernelError, LabError
 from dsmip_ipsec.kernel.probes import Capabilities, lab_obstacles, probe
-from dsmip_ipsec.lab.guest import find_uml, run_in_guest, run_until_signal
+from dsmip_ipsec.lab.guest import Guest, UmlGuest, find_uml, run_in_guest, run_until_signal
 from dsmip_ipsec.lab.guest_init import GUEST_SHARE
+from dsmip_ipsec.lab.guest_qemu import QemuGuest, find_qemu_parts
 
-Kernel = Literal["host", "uml"]
-KERNEL_CHOICES = ("auto", "host", "uml")
+Kernel = Literal["host", "uml", "qemu"]
+KERNEL_CHOICES = ("auto", "host", "uml", "qemu")
+_GUESTS: dict[str, type[Guest]] = {"uml": UmlGuest, "qemu": QemuGuest}
+# For sentences that a user reads.
+KERNEL_TITLES = {"host": "this kernel", "uml": "User-Mode Linux", "qemu": "QEMU, a stock kernel"}
+
+
+def guest_kind(kernel: str) -> type[Guest]:
+    """The kind of guest that has this kernel (uml or qemu)."""
+    return _GUESTS[kernel]
 
 
 def choose_kernel(
     requested: str = "auto", *, probe_host: Callable[[], Capabilities] = probe
 ) -> Kernel:
-    """The kernel to use for ``requested`` (auto, host or uml).
+    """The kernel to use for ``requested`` (one of KERNEL_CHOICES).
 
     auto: the host's if we are root and it can do everything that labs need, else a guest.
     Raises LabError if the one that was asked for, or any, can't serve.
@@ -35,6 +44,9 @@ def choose_kernel(
     if requested == "uml":
         find_uml()
         return "uml"
+    if requested == "qemu":
+        find_qemu_parts()
+        return "qemu"
     if os.geteuid() != 0:
         if requested == "host":
             raise LabError(
@@ -55,8 +67,8 @@ def choose_kernel(
     return "uml"
 
 
-def probe_guest(*, deadline_s: float = 90.0) -> Capabilities:
-    """Boot a guest and probe its kernel; some five to ten seconds.
+def probe_guest(kernel: str = "uml", *, deadline_s: float = 90.0) -> Capabilities:
+    """Boot a guest and probe its kernel; some five to ten seconds, without KVM a minute.
 
     From a program's main thread. Raises LabError, GuestError, KernelError.
     """
@@ -74,6 +86,7 @@ def probe_guest(*, deadline_s: float = 90.0) -> Capabilities:
                 deadline_s=deadline_s,
                 on_line=said.append,
                 console_log=console_log,
+                kind=guest_kind(kernel),
             )
         )
         if status != 0:

@@ -20,7 +20,7 @@ from pathlib import Path
 from dsmip_ipsec.errors import DsmipError, GuestError
 from dsmip_ipsec.lab.guest import collect_share, run_in_guest_sync
 from dsmip_ipsec.lab.guest_code import project_dir
-from dsmip_ipsec.lab.guest_kernel import KERNEL_CHOICES, choose_kernel
+from dsmip_ipsec.lab.guest_kernel import KERNEL_CHOICES, choose_kernel, guest_kind
 
 # pytest itself uses 0 to 5.
 EXIT_NO_RUN = 10
@@ -40,7 +40,7 @@ def run_in_place(arguments: Sequence[str]) -> int:
     return subprocess.run(pytest_command(arguments), cwd=project_dir(), check=False).returncode
 
 
-def run_in_uml(arguments: Sequence[str], *, out: Path | None, deadline_s: float) -> int:
+def run_guest(kernel: str, arguments: Sequence[str], *, out: Path | None, deadline_s: float) -> int:
     """Raises LabError and GuestError; the console log is kept then, or always with ``out``."""
     directory = Path(tempfile.mkdtemp(prefix="dsmip-kernel-tests-"))
     directory.chmod(0o711)  # the guest's user must reach the share below it
@@ -62,6 +62,7 @@ def run_in_uml(arguments: Sequence[str], *, out: Path | None, deadline_s: float)
             deadline_s=deadline_s,
             on_line=lambda line: print(line, flush=True),
             console_log=console_log,
+            kind=guest_kind(kernel),
         )
     except GuestError:
         keep = out is None
@@ -88,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options, arguments = parser.parse_known_args(argv)
     try:
-        if choose_kernel(options.kernel) == "host":
+        kernel = choose_kernel(options.kernel)
+        if kernel == "host":
             return run_in_place(arguments)
-        return run_in_uml(arguments, out=options.out, deadline_s=options.deadline)
+        return run_guest(kernel, arguments, out=options.out, deadline_s=options.deadline)
     except DsmipError as error:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:

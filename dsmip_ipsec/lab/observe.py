@@ -21,6 +21,7 @@ from dsmip_ipsec.kernel import translate
 from dsmip_ipsec.lab import record
 from dsmip_ipsec.lab.deploy import NodeDeployment
 from dsmip_ipsec.lab.netns import enter
+from dsmip_ipsec.lab.pace import scaled
 from dsmip_ipsec.node import control
 from dsmip_ipsec.xfrm.constants import Direction
 from dsmip_ipsec.xfrm.socket import XfrmSocket
@@ -56,7 +57,9 @@ class NodeObserver:
 
     async def status(self) -> dict[str, Any]:
         """The daemon's status. Raises ControlError."""
-        return await control.call(self.node.control_socket, "status", timeout_s=STATUS_TIMEOUT_S)
+        return await control.call(
+            self.node.control_socket, "status", timeout_s=scaled(STATUS_TIMEOUT_S)
+        )
 
     async def associations(self) -> list[SecurityAssociation]:
         """The node's SAD, with keys."""

@@ -27,3 +27,9 @@ def pace() -> float:
 def scaled(seconds: float) -> float:
     """A deadline for bare hardware, as it is here."""
     return seconds * pace()
+
+
+def probe_interval_ms(milliseconds: float) -> float:
+    """A flow's interval for bare hardware, as it is here: flows are watched for longer where
+    everything is slower, and probes that a kernel can't keep up with measure nothing else."""
+    return scaled(milliseconds)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import LabError
-from .guest import UmlGuest, prepare_share
+from .guest import Guest, prepare_share
 from .guest_init import GUEST_SHARE
-from .guest_kernel import Kernel
+from .guest_kernel import Kernel, guest_kind
 from .guest_stream import STREAM_VARIABLE
 
 # A guest has a deadline; a person may play with a lab for a while.
@@ -32,6 +32,10 @@ class Place(Protocol):
 
     share: Path
     seen_at: Path
+
+    @property
+    def pace(self) -> float:
+        """How many times slower than bare hardware it may be; see pace.py."""
 
     async def run(
         self,
@@ -54,6 +58,7 @@ class HostPlace:
     """The host's own kernel: a process of ours. Needs root there."""
 
     def __init__(self, share: Path) -> None:
+        self.pace = 1.0
         self.share = self.seen_at = share
         share.mkdir(mode=0o700, exist_ok=True)
 
@@ -110,18 +115,40 @@ class HostPlace:
             await process.wait()
 
 
-class UmlPlace(UmlGuest):
-    """A User-Mode-Linux guest of its own for each lab."""
+class GuestPlace:
+    """A guest of its own for each lab."""
 
     seen_at = Path(GUEST_SHARE)
 
-    def __init__(self, share: Path, console_log: Path, *, orphans: Sequence[Path]) -> None:
+    def __init__(
+        self, kind: type[Guest], share: Path, console_log: Path, *, orphans: Sequence[Path]
+    ) -> None:
         prepare_share(share)
-        super().__init__(share=share, console_log=console_log, orphans=orphans)
+        self.share = share
+        self._guest = kind(share=share, console_log=console_log, orphans=orphans)
+
+    @property
+    def pace(self) -> float:
+        """See :class:`Place`."""
+        return self._guest.pace
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        deadline_s: float,
+        on_line: Callable[[str], None],
+        stream: socket.socket | None = None,
+    ) -> int:
+        """See :class:`Place`."""
+        return await self._guest.run(
+            argv, env=env, deadline_s=deadline_s, on_line=on_line, stream=stream
+        )
 
 
 def place_for(kernel: Kernel, work: Path, console_log: Path) -> Place:
     """The place for a kernel that was chosen, with its share below ``work``. Raises LabError."""
     if kernel == "host":
         return HostPlace(work / "share")
-    return UmlPlace(work / "share", console_log, orphans=[work])
+    return GuestPlace(guest_kind(kernel), work / "share", console_log, orphans=[work])

@@ -28,6 +28,7 @@ from ..errors import LabError
 from . import netns
 from .cleanup import Run
 from .nursery import Nursery
+from .pace import scaled
 
 T = TypeVar("T")
 
@@ -258,8 +259,9 @@ class Processes:
     ) -> LabProcess:
         """Wait until the process has written ``line`` to its log.
 
-        :raises LabError: it ended, or hasn't in ``deadline_s`` seconds.
+        :raises LabError: it ended, or hasn't in ``deadline_s`` (scaled) seconds.
         """
+        deadline_s = scaled(deadline_s)
         process = self._processes[name]
         deadline = time.monotonic() + deadline_s
         while line not in process.last_lines(100).splitlines():
@@ -287,9 +289,9 @@ class Processes:
         process = self._processes[name]
         process.stopping = True
         process.signal(first)
-        await asyncio.wait({process.ended}, timeout=grace_s)
+        await asyncio.wait({process.ended}, timeout=scaled(grace_s))
         process.signal(signal.SIGKILL)
-        await asyncio.wait({process.ended}, timeout=kill_s)
+        await asyncio.wait({process.ended}, timeout=scaled(kill_s))
         if not process.ended.done():
             raise LabError(f"'{name}' ({process.pid}) survives SIGKILL", hint="see `ps`")
         return process.ended.result()

@@ -123,7 +123,10 @@ def _read_module(path: Path) -> bytes:
     if packed == "xz":
         import lzma
 
-        return lzma.decompress(data)
+        try:
+            return lzma.decompress(data)
+        except lzma.LZMAError as error:
+            raise ValueError(f"{path}: {error}") from error
     if packed == "gzip":
         import gzip
 

@@ -23,6 +23,7 @@ from dsmip_ipsec.lab import flow, record, routes
 from dsmip_ipsec.lab.expectations import Observation, judge
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import growth
+from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
 from dsmip_ipsec.lab.spec import Expect, Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
 from dsmip_ipsec.lab.timeline import timeline
@@ -166,12 +167,13 @@ class Scenario:
     async def _step(self, step: Step) -> None:
         started = time.monotonic()
         self._say(f"{step.name} …")
+        limit_s = scaled(STEP_S + NODE_S * (len(self.lab.step_nodes(step)) - 1))
         try:
-            async with asyncio.timeout(STEP_S + NODE_S * (len(self.lab.step_nodes(step)) - 1)):
+            async with asyncio.timeout(limit_s):
                 done = await self.standing.processes.guard(self._carry_out(step))
         except TimeoutError as error:
             raise LabError(
-                f"not done within {STEP_S:g} s", hint="the logs tell what it waited for"
+                f"not done within {limit_s:g} s", hint="the logs tell what it waited for"
             ) from error
         self._done.append(done)
         self._say(f"{step.name}: done after {time.monotonic() - started:.1f} s")
@@ -182,7 +184,7 @@ class Scenario:
         started = time.monotonic_ns()
         action = await self._act(step, nodes)
         acted = time.monotonic_ns()
-        await asyncio.sleep(WATCH_S)  # the flows go on, and are measured
+        await asyncio.sleep(scaled(WATCH_S))  # the flows go on, and are measured
         watched = time.monotonic_ns()
         # The state first: proving the IKE_SA alive rekeys it, and it would show as another one.
         after = await self._settled(step.expect, nodes)
@@ -249,7 +251,7 @@ class Scenario:
         self, expect: Expect, nodes: Sequence[str], within_s: float = SETTLE_S
     ) -> dict[str, record.NodeState]:
         """The states once they are as expected, or as they are when time is up."""
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + scaled(within_s)
         expect = expect.model_copy(
             update=dict.fromkeys(("data", "interruption_max", "lost_max", "ike_alive"))
         )
@@ -275,7 +277,7 @@ class Scenario:
         series: Sequence[flow.Series] = ()
         start = end = time.monotonic_ns()
         if (expect.data, expect.interruption_max, expect.lost_max) != (None, None, None):
-            await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(scaled(WATCH_S))
             end = time.monotonic_ns()
             series = await self.standing.flows_so_far()
         found: list[record.Expectation] = []
@@ -324,6 +326,7 @@ class Scenario:
             after=after,
             exchanges=exchanges or {},
             rtt_ms=self._rtt_ms(node),
+            data_protected=self.lab.data.protected,
         )
 
     def _share(self, agent: record.NodeState, node: str) -> record.NodeState:
@@ -453,7 +456,7 @@ class Scenario:
         return record.Settings(
             one_way_delay_ms=rtt_ms / 2,
             rtt_ms=rtt_ms,
-            probe_interval_ms=self.lab.flow.interval_ms,
+            probe_interval_ms=probe_interval_ms(self.lab.flow.interval_ms),
             ike_authentication=self.lab.ike.auth,
             ike_mobility=self.lab.ike.mobility,
             data_protected=self.lab.data.protected,

@@ -99,8 +99,9 @@ class LabSession:
 
         ``lab``: a name in ``labs/``, or a lab file. ``out_dir``: where :meth:`finish` leaves
         record.json, captures and logs (made when missing; without it, a temporary one, which
-        goes with the session unless ``keep``). ``kernel``: auto, host or uml. ``export_keys``:
-        leave the keys of all SAs in ``out_dir/wireshark``. ``say`` gets lines of progress.
+        goes with the session unless ``keep``). ``kernel``: auto, host, uml or qemu.
+        ``export_keys``: leave the keys of all SAs in ``out_dir/wireshark``. ``say`` gets lines of
+        progress.
         """
         if isinstance(lab, spec.Lab):
             raise ConfigError("a lab's file is wanted", hint="give the path of a TOML file")
@@ -256,6 +257,7 @@ class LabSession:
             *(str(place.seen_at / "lab.toml"), str(place.seen_at / "out")),
             *(["--export-keys"] if export_keys else []),
         ]
+        limit_s = START_S * place.pace
         started = threading.Event()
         for target in (lambda: self._host(argv, kernel, started), self._listen):
             thread = threading.Thread(target=target, name="lab-session", daemon=True)
@@ -263,10 +265,10 @@ class LabSession:
             thread.start()
         started.wait()
         try:
-            ready = self._ready.result(timeout=START_S)
+            ready = self._ready.result(timeout=limit_s)
         except TimeoutError:
             raise LabError(
-                f"the lab doesn't stand after {START_S:g} s; it last said: {self._said()}",
+                f"the lab doesn't stand after {limit_s:g} s; it last said: {self._said()}",
                 hint=f"see what is in {self.out_dir}",
             ) from None
         self.run_id, self.namespaces = ready["run"], ready["namespaces"]
@@ -364,7 +366,7 @@ class LabSession:
                 self._waiting.pop(number, None)
                 raise LabError("the lab is gone", hint="start another session") from None
         try:
-            return answer.result(timeout=timeout)
+            return answer.result(timeout=timeout * (self._place.pace if self._place else 1))
         except TimeoutError:
             with self._lock:
                 self._waiting.pop(number, None)

@@ -30,6 +30,7 @@ from dsmip_ipsec.lab.cleanup import Run
 from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import NodeObserver
+from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
 from dsmip_ipsec.lab.processes import Processes, in_child
 from dsmip_ipsec.lab.routes import LinkAttachment
 from dsmip_ipsec.lab.spec import Lab
@@ -212,10 +213,10 @@ class StandingLab:
             )
 
     async def _until(self, ask: Callable[[], Any], what: str) -> Any:
-        """Ask until there is an answer. Raises LabError after READY_S seconds."""
+        """Ask until there is an answer. Raises LabError after READY_S (scaled) seconds."""
         last: DsmipError | None = None
         try:
-            async with asyncio.timeout(READY_S):
+            async with asyncio.timeout(scaled(READY_S)):
                 while True:
                     try:
                         return await ask()
@@ -224,7 +225,7 @@ class StandingLab:
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
             raise LabError(
-                f"{what} isn't ready after {READY_S:g} s: {last}",
+                f"{what} isn't ready after {scaled(READY_S):g} s: {last}",
                 hint=f"read its log in {self.out / 'logs'}",
             ) from error
 
@@ -245,7 +246,7 @@ class StandingLab:
             found += flow.flows(
                 homes,
                 correspondents,
-                interval_ms=settings.interval_ms,
+                interval_ms=probe_interval_ms(settings.interval_ms),
                 size=settings.size,
                 port=settings.port,
                 node=name,
@@ -295,7 +296,7 @@ class StandingLab:
             self._log(node).unlink(missing_ok=True)
         for node in ends:
             self.processes[f"flows of {node}"].signal(signal.SIGUSR1)
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + scaled(READY_S)
         while not all(self._log(node).exists() for node in ends):
             self.processes.check()
             if time.monotonic() > deadline:
@@ -413,7 +414,7 @@ class StandingLab:
     async def command(self, node: str, name: str, **arguments: Any) -> dict[str, Any]:
         """A command to the daemon of ``node``. Raises ControlError."""
         return await control.call(
-            self.nodes[node].control_socket, name, timeout_s=60.0, **arguments
+            self.nodes[node].control_socket, name, timeout_s=scaled(60.0), **arguments
         )
 
     async def exchange(self, node: str, mobile_node: str) -> str:

@@ -117,18 +117,22 @@ class Driver:
                     found[int(entry.name)] = command.split("\0")
         return found
 
+    @staticmethod
+    def is_kernel(program: str) -> bool:
+        return program.endswith(("linux.uml", "qemu-system-x86_64"))
+
     def uml(self) -> int:
         """The process that is the guest's kernel: the one that no other of its kind started.
 
         Not the one with the lowest number: numbers wrap around, in a long test run every few
         minutes, and then that is one of the kernel's helpers, whose end nobody notices.
         """
-        pids = [p for p, words in self.guest_processes().items() if "linux.uml" in words[0]]
+        pids = [p for p, words in self.guest_processes().items() if self.is_kernel(words[0])]
         return only(pid for pid in pids if parent(pid) not in pids)
 
     def keepers(self) -> list[int]:
         """The keeper and the processes between it and the guest, outermost first."""
-        pids = [p for p, words in self.guest_processes().items() if "linux.uml" not in words[0]]
+        pids = [p for p, words in self.guest_processes().items() if not self.is_kernel(words[0])]
         chain = [only(pid for pid in pids if parent(pid) not in pids)]
         while below := [pid for pid in pids if parent(pid) == chain[-1]]:
             chain.append(only(below))

@@ -92,6 +92,17 @@ def test_program_closed_to_the_guests_user_matters_for_the_guest_only() -> None:
     assert "/bin/charon-systemd" in verdict.text
 
 
+def test_a_guest_needs_its_own_programs_only() -> None:
+    found = programs("qemu-system-x86_64", "busybox")
+    host = kernel("esp4")
+    assert judge(root=True, programs=found, host=host, guest=kernel()).labs == "uml"
+    verdict = judge(root=True, programs=found, host=host, guest=None, kind="qemu")
+    assert (verdict.labs, verdict.text) == ("none", "install busybox-static qemu-system-x86")
+    found = programs("linux.uml")
+    verdict = judge(root=True, programs=found, host=None, guest=kernel(), kind="qemu")
+    assert (verdict.labs, verdict.text) == ("qemu", "labs run in the QEMU guest")
+
+
 def test_guest_that_does_not_start_is_told() -> None:
     verdict = judge(
         root=True, programs=programs(), host=kernel("esp4"), guest=None, guest_error="it died"
@@ -111,7 +122,7 @@ def test_json_and_exit_status(
 ) -> None:
     monkeypatch.setattr(doctor, "find_programs", programs)
     monkeypatch.setattr(doctor, "probe", lambda: kernel("esp4"))
-    monkeypatch.setattr(doctor, "probe_guest", kernel)
+    monkeypatch.setattr(doctor, "probe_guest", lambda kind: kernel())
     args = arguments("--json")
     assert args.run(args) == 0
     document = json.loads(capsys.readouterr().out)
@@ -120,7 +131,7 @@ def test_json_and_exit_status(
     assert Capabilities.from_dict(document["kernels"]["host"]) == kernel("esp4")
     assert Capabilities.from_dict(document["kernels"]["uml"]) == kernel()
 
-    def dead() -> Capabilities:
+    def dead(kind: str) -> Capabilities:
         raise GuestError("it died", console_log="/x/console.log")
 
     monkeypatch.setattr(doctor, "probe_guest", dead)
