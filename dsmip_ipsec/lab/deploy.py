@@ -24,6 +24,7 @@ from dsmip_ipsec.ike.inventory import (
 from dsmip_ipsec.ike.pki import CertificateAuthority
 from dsmip_ipsec.ike.render import NodeFiles, write_node
 from dsmip_ipsec.ipsec.peering import numbered_reqids
+from dsmip_ipsec.lab import routes
 from dsmip_ipsec.lab.spec import Lab
 from dsmip_ipsec.node.daemon_config import write_daemon_config
 
@@ -144,16 +145,36 @@ def _write(
     )
     control = directory / f"{name}.sock"
     path = directory / f"{name}.toml"
-    settings: dict[str, Any] = {"nat_refresh_time_s": lab.mobility.nat_refresh_time_s}
-    if node is not None:
-        settings = {
-            "lifetime_s": lab.mobility.lifetime_s,
-            "force_udp": lab.mobility.force_udp,
-            "handover_timeout_s": lab.mobility.handover_timeout_s,
-        }
+    settings = _home_agent_settings(lab, name) if node is None else _mobile_node_settings(lab, node)
     write_daemon_config(path, deployment, node, files, control, settings)
     role = "home_agent" if node is None else "mobile_node"
     return NodeDeployment(name, role, files, path, control, node or "")
+
+
+def _home_agent_settings(lab: Lab, name: str) -> dict[str, Any]:
+    """Home addresses are defended where there is somebody to defend them from."""
+    settings: dict[str, Any] = {"nat_refresh_time_s": lab.mobility.nat_refresh_time_s}
+    link = lab.home_agents()[name].home_link
+    if len(lab.links[link].ends) > 1:
+        settings["home_link"] = link
+    return settings
+
+
+def _mobile_node_settings(lab: Lab, node: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "lifetime_s": lab.mobility.lifetime_s,
+        "force_udp": lab.mobility.force_udp,
+        "handover_timeout_s": lab.mobility.handover_timeout_s,
+    }
+    links = [name for name, link in lab.links.items() if node in link.ends]
+    if lab.mobility.detect_movement:
+        settings["interfaces"] = links
+    for link in links:
+        if routes.is_home(lab, node, link):
+            settings["home_prefix"] = str(routes.prefixes(lab, link, 6)[0])
+            for prefix in routes.prefixes(lab, link, 4)[:1]:
+                settings["ipv4_home_prefix_length"] = prefix.prefixlen
+    return settings
 
 
 def _interfaces(lab: Lab, name: str) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ def judge(expect: Expect, seen: Observation) -> tuple[Expectation, ...]:
     found: list[Expectation] = []
     if expect.binding is not None:
         found.append(_binding(expect.binding, seen))
+    if expect.care_of_family is not None:
+        found.append(_care_of_family(expect.care_of_family, seen))
     for name in ("nat_detected", "udp_encapsulation"):
         wanted = getattr(expect, name)
         if wanted is not None:
@@ -178,6 +180,16 @@ def _binding(wanted: bool, seen: Observation) -> Expectation:
         expected=f"care-of address {addresses} at both ends",
         seen="; ".join(texts),
         passed=passed,
+    )
+
+
+def _care_of_family(wanted: str, seen: Observation) -> Expectation:
+    versions = [[b.care_of_address.version for b in state.bindings] for _, state in _ends(seen)]
+    return Expectation(
+        name="family of the care-of address",
+        expected=f"{wanted.replace('ip', 'IP')} at both ends",
+        seen="; ".join(f"{name}: {_words(state.bindings)}" for name, state in _ends(seen)),
+        passed=versions == [[int(wanted[-1])]] * 2,
     )
 
 

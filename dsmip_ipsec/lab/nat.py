@@ -128,6 +128,9 @@ def block(rule: Block, *, lift: bool = False) -> None:
 
     :raises LabError: neither iptables nor nftables can do it, with what each said.
     """
+    if rule.protocol == "native-ipv6":
+        _blackhole_ipv6()
+        return
     verb = "-D" if lift else "-I"
     if rule.port is None:
         lines = [f"{verb} FORWARD -p {_PROTOCOLS[rule.protocol]} -j DROP"]
@@ -146,6 +149,21 @@ def block(rule: Block, *, lift: bool = False) -> None:
         f"{rule} can't be {'unblocked' if lift else 'blocked'}: {'; '.join(said)}",
         hint="install iptables or nftables",
     )
+
+
+def _blackhole_ipv6() -> None:
+    """By routing rules: IPv6's netfilter is no matter of course in a small kernel. What the node
+    itself sends, neighbour discovery too, isn't touched."""
+    for _, interface in socket.if_nameindex():
+        if interface == "lo":
+            continue
+        command = f"ip -6 rule add iif {interface} blackhole pref 10".split()
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise LabError(f"IPv6 can't be blocked: {error}", hint="install iproute2") from None
+        if result.returncode != 0:
+            raise LabError(f"IPv6 can't be blocked: {result.stderr.strip()}")
 
 
 def _nft_block(rule: Block) -> str:

@@ -166,3 +166,24 @@ def _ike(sa: IkeSa) -> record.IkeSa:
             for child in sa.children
         ),
     )
+
+
+def growth(
+    before: dict[str, record.Counters], after: dict[str, record.Counters]
+) -> dict[str, record.Counters]:
+    """By how much each node's counters grew; those that stood still are left out."""
+
+    def grown(old: dict[str, int], new: dict[str, int]) -> dict[str, int]:
+        return {
+            name: count - old.get(name, 0)
+            for name, count in new.items()
+            if count != old.get(name, 0)
+        }
+
+    return {
+        name: record.Counters(
+            engine=grown(before[name].engine, after[name].engine),
+            xfrm=grown(before[name].xfrm, after[name].xfrm),
+        )
+        for name in after
+    }

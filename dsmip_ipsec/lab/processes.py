@@ -273,15 +273,22 @@ class Processes:
             await asyncio.wait({process.ended}, timeout=0.01)
         return process
 
-    async def stop(self, name: str, *, grace_s: float = 3.0, kill_s: float = 5.0) -> int:
-        """Stop a process: SIGTERM, after ``grace_s`` seconds SIGKILL.
+    async def stop(
+        self,
+        name: str,
+        *,
+        grace_s: float = 3.0,
+        kill_s: float = 5.0,
+        first: signal.Signals = signal.SIGTERM,
+    ) -> int:
+        """Stop a process: SIGTERM (or ``first``), after ``grace_s`` seconds SIGKILL.
 
         :returns: its wait status.
         :raises LabError: it is still there ``kill_s`` seconds later.
         """
         process = self._processes[name]
         process.stopping = True
-        process.signal(signal.SIGTERM)
+        process.signal(first)
         await asyncio.wait({process.ended}, timeout=scaled(grace_s))
         process.signal(signal.SIGKILL)
         await asyncio.wait({process.ended}, timeout=scaled(kill_s))

@@ -57,6 +57,13 @@ def forwards(lab: Lab, node: str) -> bool:
     return isinstance(lab.nodes[node], Router | HomeAgent | Nat)
 
 
+def is_home(lab: Lab, node: str, link: str) -> bool:
+    """Whether ``link`` is the home link of the mobile node ``node``."""
+    return link in {agent.home_link for agent in lab.home_agents().values()} and isinstance(
+        lab.nodes[node], MobileNode
+    )
+
+
 def address_on(lab: Lab, node: str, link: str, family: Family) -> Interface | None:
     """The first address of ``family`` that ``node`` has on ``link``."""
     ends = lab.links[link].ends.get(node, ())
@@ -88,12 +95,13 @@ def ways(lab: Lab, origin: str, family: Family, start: str | None = None) -> dic
     """The shortest way (fewest hops; the file's order breaks ties) from ``origin`` to each link
     that it can reach in ``family``.
 
-    ``start``: leave by this link only.
+    ``start``: leave by this link only, where ``origin`` may get its address from a router.
     """
     reached: dict[str, Hop] = {}
     queue: deque[tuple[str, str]] = deque()  # (link, node that forwarded onto it)
     for link in lab.links:
-        if address_on(lab, origin, link, family) and start in (None, link):
+        given = start == link and bool(prefixes(lab, link, family))
+        if (address_on(lab, origin, link, family) or given) and start in (None, link):
             reached[link] = Hop(link, None, lab.links[link].delay_ms)
             queue.append((link, origin))
     while queue:

@@ -18,6 +18,7 @@ from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import flow, record, routes, run_facts
 from dsmip_ipsec.lab.expectations import Ends, Observation, judge, judge_failure
 from dsmip_ipsec.lab.nursery import Nursery
+from dsmip_ipsec.lab.observe import growth
 from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
 from dsmip_ipsec.lab.run_facts import KERNEL_KIND_VARIABLE as KERNEL_KIND_VARIABLE
 from dsmip_ipsec.lab.spec import Expect, Lab, Step
@@ -74,6 +75,7 @@ class Scenario:
         self._say = say
         self.standing = StandingLab(lab, out, export_keys=export_keys, say=say, nursery=nursery)
         self.networks: dict[str, str] = {}  # mobile node: the link that it is on
+        self._autoconfigured: dict[str, frozenset[IPv6Address]] = {}
         self._nodes = tuple(lab.mobile_nodes())
         self._done: list[_Done] = []
         self._started, self._began = datetime.now(UTC), time.monotonic()
@@ -189,7 +191,7 @@ class Scenario:
             exchanges = {node: await self._exchanges(node) for node in nodes}
         return _Done(
             step, nodes, action, started, acted, watched, before, after,
-            run_facts.growth(counted, await self._counters()), exchanges, refusals,
+            growth(counted, await self._counters()), exchanges, refusals,
             {node: self._care_of_addresses(node) for node in nodes},
         )  # fmt: skip
 
@@ -200,6 +202,12 @@ class Scenario:
     async def _act(self, step: Step, nodes: Sequence[str], refusals: dict[str, str]) -> str:
         if (fault := await self.standing.fault(step)) is not None:
             return fault
+        if step.restart is not None:
+            await self.standing.restart(step.restart)
+            previous = self.networks.pop(step.restart, None)
+            if previous is not None:  # a mobile node, which is nowhere now
+                self.standing.leave(step.restart, previous)
+            return f"restart {step.restart}"
         for node in nodes:
             try:
                 await self._place(step, node)
@@ -217,6 +225,11 @@ class Scenario:
         if step.network is None:
             await self.standing.command(node, "deregister")
             self.networks.pop(node, None)
+        elif self.lab.mobility.detect_movement:
+            await self.standing.roam(node, previous, step.network)
+            self.networks[node] = step.network
+            self._autoconfigured[node] = await self.standing.autoconfigured(node, step.network)
+            return
         else:
             timing = await self.standing.attach(node, step.network)
             self.networks[node] = step.network
@@ -293,7 +306,8 @@ class Scenario:
         network = self.networks.get(node)
         if network is None:
             return frozenset()
-        return frozenset(a.ip for a in self.lab.addresses(node, network))
+        declared = frozenset(a.ip for a in self.lab.addresses(node, network))
+        return declared | self._autoconfigured.get(node, frozenset())
 
     # Judging ------------------------------------------------------------------------------------
 
@@ -452,7 +466,9 @@ class Scenario:
         network = next((n for n in visited if n is not None), self.networks.get(node))
         if network is None:
             return 0.0
-        return routes.rtt_ms(self.lab, node, network, self.standing.agent) or 0.0
+        agent = self.standing.agent
+        found = (routes.rtt_ms(self.lab, node, network, agent, family) for family in (4, 6))
+        return next((rtt for rtt in found if rtt is not None), 0.0)
 
     def _settings(self) -> record.Settings:
         rtt_ms = self._rtt_ms(self._nodes[0])

@@ -241,14 +241,18 @@ def check_step(
         )
     if step.node is not None and step.node not in mobiles:
         yield (*loc, "node"), *_unknown("mobile node", step.node, mobiles)
-    elif step.verb in ("block", "unblock", "rebind", "congest", "impair", "kill"):
-        yield from _check_fault(lab, step, loc)
+    elif step.verb in (
+        "block", "unblock", "rebind", "congest", "impair", "kill", "restart",
+    ):  # fmt: skip
+        yield from _check_fault(lab, step, loc, placed)
     else:
         for node in lab.step_nodes(step):
             yield from _check_network(lab, step, node, loc, placed)
 
 
-def _check_fault(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[Problem]:
+def _check_fault(
+    lab: Lab, step: Step, loc: tuple[str | int, ...], placed: dict[str, str]
+) -> Iterator[Problem]:
     for verb, block in (("block", step.block), ("unblock", step.unblock)):
         forwarding = [name for name in lab.nodes if routes.forwards(lab, name)]
         if block is not None and block.node not in forwarding:
@@ -265,6 +269,11 @@ def _check_fault(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[P
             yield (*loc, "rebind", "node"), *_unknown("NAT", step.rebind.node, nats)
     if step.impair is not None and step.impair.link not in lab.links:
         yield (*loc, "impair", "link"), *_unknown("link", step.impair.link, lab.links)
+    if step.restart is not None:
+        ends = [*lab.home_agents(), *lab.mobile_nodes()]
+        if step.restart not in ends:
+            yield (*loc, "restart"), *_unknown("home agent or mobile node", step.restart, ends)
+        placed.pop(step.restart, None)  # a mobile node that starts again is attached nowhere
     if step.kill is not None:
         known = process_names(lab)
         if step.kill not in known:
@@ -314,6 +323,9 @@ def _check_network(
     if verb == "attach" and node in placed:
         yield (*loc, verb), f"step '{name}': '{node}' is on '{placed[node]}' already", "use move"
     placed[node] = network
+    if lab.mobility.detect_movement and not lab.links[network].router_advertisements:
+        reason = f"'{node}' can't find out that it is on '{network}'"
+        yield ("links", network), reason, "set router_advertisements = true"
     where = routes.attachment(lab, node, network)
     home_agents = lab.home_agents()
     if not where.gateways:

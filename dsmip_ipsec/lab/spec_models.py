@@ -174,12 +174,15 @@ class Link(Impairment):
     ``ends``: node name → its addresses there (with prefix lengths). ``mtu`` in
     octets. ``gateway``: the node that a mobile node uses as its
     router here (found when only one of the ends forwards). ``up``: whether it starts up.
+    ``router_advertisements``: radvd runs on the gateway, and hosts here take IPv6 addresses from
+    its prefixes.
     """
 
     ends: Annotated[dict[NodeName, Addresses], Field(min_length=1)]
     mtu: Annotated[int, Field(ge=576, le=65535)] | None = None
     gateway: NodeName | None = None
     up: bool = True
+    router_advertisements: bool = False
 
 
 # [mobility], [ike], [data], [flow] -----------------------------------------------------------
@@ -190,13 +193,15 @@ class Mobility(Table):
     §6.1.7 counts it in units of 4 s). ``key_mobility``: set the K bit. ``force_udp``: set the F
     flag (RFC 5555 §3.1.3). ``nat_refresh_time_s``: between two binding updates that keep a NAT's
     mapping alive, as the home agent asks for it (RFC 5555 §4.3). ``handover_timeout_s``: after
-    which a mobile node gives a handover up."""
+    which a mobile node gives a handover up. ``detect_movement``: mobile nodes find out where they
+    are by themselves; a step that moves one changes the links' carrier and tells it nothing."""
 
     lifetime_s: Annotated[int, Field(ge=4, le=4 * 65535)] = 600
     key_mobility: bool = False
     force_udp: bool = False
     nat_refresh_time_s: Annotated[int, Field(ge=1)] = 110
     handover_timeout_s: Annotated[float, Field(ge=1, le=20)] = 15.0
+    detect_movement: bool = False
 
 
 class Ike(Table):
@@ -261,10 +266,10 @@ class Expect(Table):
     """What must hold after a step. A key that is absent is not judged.
 
     ``binding``: home agent and mobile node hold a binding for the care-of address of the network
-    that the node is in (``false``: neither holds any). ``nat_detected``, ``udp_encapsulation``:
-    of that binding, and the
-    latter of ESP, too. ``esp_in_udp``: of ESP alone. ``ike_alive``: an exchange succeeds in
-    each direction. ``sad_consistent``:
+    that the node is in (``false``: neither holds any). ``care_of_family``: of that care-of address,
+    where a network has both. ``nat_detected``, ``udp_encapsulation``: of that binding, and the
+    latter of ESP, too. ``esp_in_udp``: of ESP alone. ``ike_alive``: an exchange succeeds in each
+    direction. ``sad_consistent``:
     both ends hold the same SAs. ``security_associations``, ``policies``: how many of ours each
     end holds. ``data``: every flow delivers (``false``: none does). ``interruption_max``: of each
     flow. ``lost_max``: probes of each flow. ``same_ike_sa``: each end has the IKE_SA that it had
@@ -273,6 +278,7 @@ class Expect(Table):
     """
 
     binding: bool | None = None
+    care_of_family: Literal["ipv4", "ipv6"] | None = None
     nat_detected: bool | None = None
     udp_encapsulation: bool | None = None
     esp_in_udp: bool | None = None
@@ -290,10 +296,11 @@ class Expect(Table):
 
 class Block(Table):
     """What a router drops from now on, whoever sent it: UDP or TCP packets from or to a port, or
-    everything of an IP protocol (``ipip``: IPv4 in IPv4, ``ipv6``: IPv6 in IPv4, ``esp``)."""
+    everything of an IP protocol (``ipip``: IPv4 in IPv4, ``ipv6``: IPv6 in IPv4, ``esp``); all in
+    IPv4 packets. ``native-ipv6``: every IPv6 packet that it would forward, without a word."""
 
     node: NodeName
-    protocol: Literal["udp", "tcp", "ipip", "ipv6", "esp"] = "udp"
+    protocol: Literal["udp", "tcp", "ipip", "ipv6", "esp", "native-ipv6"] = "udp"
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
 
     @model_validator(mode="after")
@@ -333,8 +340,9 @@ class Impair(Impairment):
 
 
 Verb = Literal[
-    "attach", "move", "deregister", "block", "unblock", "rebind", "congest", "impair", "kill"
-]
+    "attach", "move", "deregister", "block", "unblock", "rebind", "congest", "impair", "kill",
+    "restart",
+]  # fmt: skip
 
 
 class Step(Table):
@@ -346,7 +354,10 @@ class Step(Table):
     ``rebind``: have a NAT give flows other mappings. ``impair``: make a link
     lossy, slow or jittery, or well again. ``kill``: end a process
     of the lab with SIGKILL, by its name: ``charon of NODE``, ``daemon of NODE``, ``flows of NODE``
-    or ``capture``.
+    or ``capture``. ``restart``: kill charon and daemon of a node, both with SIGKILL, and start them
+    again.
+
+    On the home agent's home link a mobile node is at home: ``attach`` and ``move`` go there, too.
 
     ``fails``: the mobile node's daemon has to refuse the step, or to give it up, and these words
     are in what it says. The mobile node then counts as being where it was.
@@ -363,6 +374,7 @@ class Step(Table):
     congest: NodeName | None = None
     impair: Impair | None = None
     kill: Annotated[str, StringConstraints(min_length=1, max_length=80)] | None = None
+    restart: NodeName | None = None
     fails: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     expect: Expect = Expect()
 

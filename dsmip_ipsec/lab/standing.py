@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
 from dsmip_ipsec.errors import DsmipError, IkeError, LabError
 from dsmip_ipsec.ike import charon
 from dsmip_ipsec.ike.keylog import IkeKeys
+from dsmip_ipsec.ike.render import ipv6_connection
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ipsec.model import SecurityAssociation
 from dsmip_ipsec.ipsec.peering import numbered_reqids
-from dsmip_ipsec.lab import flow, keys, nat, netns, record, rtnl
+from dsmip_ipsec.lab import advertising, flow, keys, nat, netns, record, routes, rtnl
 from dsmip_ipsec.lab.capture import CaptureFile, Captures
 from dsmip_ipsec.lab.cleanup import Run
 from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name
@@ -103,6 +104,8 @@ class StandingLab:
             self._recorder.open()
         await self._phase("captures", self._start_captures())
         await self._phase("charon", self._start_charons())
+        if advertising.advertisers(self.lab):
+            await self._phase("radvd", self._start_advertising())
         await self._phase("daemons", self._start_daemons())
         await self._phase("flows", self._start_flows())
 
@@ -167,34 +170,51 @@ class StandingLab:
         await self._capturing.start(self.processes)
 
     async def _start_charons(self) -> None:
-        for name, node in self.nodes.items():
-            charon.prepare(node.files)
-            self.processes.start(
-                f"charon of {name}",
-                [charon.program()],
-                nice=_FIRST,
-                log=self.out / "logs" / f"{name}-charon.out",
-                namespace=self.topology.namespace(name),
-                environment=charon.environment(node.files),
-            )
         for node in self.nodes.values():
-            driver = ViciDriver(node.files.vici_socket)
-            self.strongswan_version = await self._until(driver.version, f"charon of {node.name}")
-            await driver.load_all(node.files)
+            self._start_charon(node)
+        for node in self.nodes.values():
+            await self._load_charon(node)
+
+    def _start_charon(self, node: NodeDeployment) -> None:
+        charon.prepare(node.files)
+        self.processes.start(
+            f"charon of {node.name}",
+            [charon.program()],
+            nice=_FIRST,
+            log=self.out / "logs" / f"{node.name}-charon.out",
+            namespace=self.topology.namespace(node.name),
+            environment=charon.environment(node.files),
+        )
+
+    async def _load_charon(self, node: NodeDeployment) -> None:
+        driver = ViciDriver(node.files.vici_socket)
+        self.strongswan_version = await self._until(driver.version, f"charon of {node.name}")
+        await driver.load_all(node.files)
 
     async def _start_daemons(self) -> None:
-        for name, node in self.nodes.items():
-            command = "ha" if node.role == "home_agent" else "mn"
-            self.processes.start_module(
-                f"daemon of {name}",
-                "dsmip_ipsec.cli.main",
-                [command, "--config", str(node.daemon_config)],
-                log=self.out / "logs" / f"{name}-daemon.log",
-                namespace=self.topology.namespace(name),
-                nice=_FIRST,
-            )
+        for node in self.nodes.values():
+            self._start_daemon(node)
         for name, observer in self.observers.items():
             await self._until(observer.status, f"daemon of {name}")
+
+    def _start_daemon(self, node: NodeDeployment) -> None:
+        self.processes.start_module(
+            f"daemon of {node.name}",
+            "dsmip_ipsec.cli.main",
+            ["ha" if node.role == "home_agent" else "mn", "--config", str(node.daemon_config)],
+            log=self.out / "logs" / f"{node.name}-daemon.log",
+            namespace=self.topology.namespace(node.name),
+            nice=_FIRST,
+        )
+
+    async def _start_advertising(self) -> None:
+        for name, links in advertising.advertisers(self.lab).items():
+            self.processes.start(
+                f"radvd of {name}",
+                advertising.command(self.lab, links, self.run.directory, name),
+                log=self.out / "logs" / f"{name}-radvd.log",
+                namespace=self.topology.namespace(name),
+            )
 
     async def _until(self, ask: Callable[[], Any], what: str) -> Any:
         """Ask until there is an answer. Raises LabError after READY_S (scaled) seconds."""
@@ -300,20 +320,70 @@ class StandingLab:
     async def attach(self, node: str, link: str) -> dict[str, Any]:
         """Give ``node`` its addresses on ``link``, as a network would, and tell its daemon."""
         attachment = self.attachment(node, link)
-        address, gateway = attachment.address(4), attachment.gateway(4)
-        if address is None or gateway is None:
+        if routes.is_home(self.lab, node, link):
+            self._set_interface(node, link, up=True)
+            return await self.command(node, "return_home", interface=link)
+        arguments: dict[str, Any] = {}
+        for version in (6, 4):  # with both families, IPv6 is what the node registers first
+            address, gateway = attachment.address(version), attachment.gateway(version)
+            if address is not None and gateway is not None:
+                prefix = "ipv4_" if arguments else ""
+                arguments[f"{prefix}care_of_address"] = str(address.ip)
+                arguments[f"{prefix}gateway"] = str(gateway)
+        if not arguments:
             raise LabError(
-                f"{node} has no IPv4 address or router on {link}",
-                hint="IPv6 networks are not supported yet",
+                f"{node} has no address or no router on {link}",
+                hint="give it an address of a family that the router has",
             )
         self._addresses(node, attachment, add=True)
-        return await self.command(
-            node,
-            "attach",
-            interface=attachment.interface,
-            care_of_address=str(address.ip),
-            gateway=str(gateway),
-        )
+        return await self.command(node, "attach", interface=attachment.interface, **arguments)
+
+    async def roam(self, node: str, previous: str | None, link: str) -> None:
+        """Out of one network, into another: the links' carriers go and come, and the rest is the
+        mobile node's movement detection. Returns when it is bound there."""
+        if previous is not None:
+            await asyncio.to_thread(self.topology.set_link, previous, up=False)
+        await asyncio.to_thread(self.topology.set_link, link, up=True)
+        prefixes = routes.prefixes(self.lab, link, 6)
+        while True:  # a step has its own deadline
+            status = await self.observers[node].status()
+            care_of = [ip_address(str(b["care_of_address"])) for b in status["bindings"]]
+            here = [address for address in care_of if any(address in p for p in prefixes)]
+            if status["attachment"] == link and here and await self._payload_follows(node, here[0]):
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def _payload_follows(self, node: str, care_of_address: IPv4Address | IPv6Address) -> bool:
+        """Whether both ends send payload by tunnels of that care-of address, if by ESP at all."""
+        if not self.lab.data.protected:
+            return True
+        for name in (node, self.agent):
+            policies = (await self.observers[name].state()).policies
+            ways = [policy.template.split() for policy in policies if policy.direction == "out"]
+            if not any(str(care_of_address) in words for words in ways):
+                return False
+        return True
+
+    async def autoconfigured(self, node: str, link: str) -> frozenset[IPv6Address]:
+        """The IPv6 addresses that ``node`` has on ``link`` now."""
+
+        def read() -> frozenset[IPv6Address]:
+            lines = Path("/proc/thread-self/net/if_inet6").read_text(encoding="ascii").splitlines()
+            fields = (line.split() for line in lines)
+            return frozenset(IPv6Address(bytes.fromhex(f[0])) for f in fields if f[-1] == link)
+
+        return await self.observers[node].inside(read)
+
+    async def restart(self, name: str) -> None:
+        """Kill charon and daemon of a node as a crash would, and start them again. Raises
+        LabError."""
+        node = self.nodes[name]
+        await self.processes.stop(f"daemon of {name}", first=signal.SIGKILL)
+        await self.processes.stop(f"charon of {name}", first=signal.SIGKILL)
+        self._start_charon(node)
+        await self._load_charon(node)
+        self._start_daemon(node)
+        await self._until(self.observers[name].status, f"daemon of {name}")
 
     async def fault(self, step: Step) -> str | None:
         """Do what a step does to the lab itself rather than to a mobile node, and say what; None:
@@ -355,14 +425,24 @@ class StandingLab:
 
     def leave(self, node: str, link: str) -> None:
         """Take the addresses on ``link`` away: the network is out of reach."""
+        if routes.is_home(self.lab, node, link):
+            self._set_interface(node, link, up=False)
+            return
         self._addresses(node, self.attachment(node, link), add=False)
+
+    def _set_interface(self, node: str, link: str, *, up: bool) -> None:
+        batch = rtnl.Batch()
+        batch.set_link(self._indices[link], up=up)
+        self._send(node, batch)
 
     def _addresses(self, node: str, attachment: LinkAttachment, *, add: bool) -> None:
         batch = rtnl.Batch()
         change = batch.address if add else batch.remove_address
         for address in attachment.addresses:
             change(self._indices[attachment.interface], address)
+        self._send(node, batch)
 
+    def _send(self, node: str, batch: rtnl.Batch) -> None:
         def send() -> None:
             netns.enter(self.topology.namespace(node))
             batch.send()
@@ -379,8 +459,15 @@ class StandingLab:
         """An IKE exchange of ``mobile_node`` and its home agent, begun by the charon of ``node``:
         "" or what went wrong."""
         connection = self.nodes[mobile_node].connection
+        driver = ViciDriver(self.nodes[node].files.vici_socket)
         try:
-            await ViciDriver(self.nodes[node].files.vici_socket).probe_exchange(connection)
+            if (
+                node == mobile_node
+            ):  # which family its IKE_SA began with is in the name it has there
+                other = ipv6_connection(connection)
+                if any(sa.name == other for sa in await driver.list_sas()):
+                    connection = other
+            await driver.probe_exchange(connection)
         except IkeError as error:
             return error.message
         return ""

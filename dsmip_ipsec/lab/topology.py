@@ -44,6 +44,8 @@ _SETTINGS = {
     "ipv6/conf/{}/router_solicitations": "0",
     "ipv6/conf/{}/keep_addr_on_down": "1",
 }
+# Where a router advertises, a mobile node takes its addresses from that.
+_HOST_SETTINGS = {"accept_ra": "1", "autoconf": "1", "router_solicitations": "3"}
 _FORWARDING = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
 
 
@@ -197,7 +199,10 @@ class Topology:
                 batch.set_link(index, mtu=link.mtu)
             if link.impairs():
                 batch.netem(index, link)
-            batch.set_link(index, up=link.up or mobile)
+            if mobile and link.router_advertisements:
+                for key, value in _HOST_SETTINGS.items():
+                    _write(f"ipv6/conf/{name}/{key}", value)
+            batch.set_link(index, up=_starts_up(self.lab, node, name))
             for address in () if mobile else link.ends[node]:
                 batch.address(index, address)
             _disable_checksum_offload(name)
@@ -241,6 +246,13 @@ class Topology:
             for end in ends:
                 netns.enter(self.namespace(end))
                 self._routes(end, only=name).send()
+
+
+def _starts_up(lab: Lab, node: str, link: str) -> bool:
+    """A mobile node's interfaces are up, but for the one at home: it starts away from there."""
+    if not isinstance(lab.nodes[node], MobileNode):
+        return lab.links[link].up
+    return not routes.is_home(lab, node, link)
 
 
 def _is_switched(link: Link) -> bool:
