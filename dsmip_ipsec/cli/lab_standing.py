@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dsmip_ipsec.lab.held import Held
     from dsmip_ipsec.lab.record import NodeState
 
-KERNELS = ("auto", "host", "uml")
+KERNELS = ("auto", "host", "uml", "qemu")
 
 
 def add_verbs(verbs: Any) -> None:
