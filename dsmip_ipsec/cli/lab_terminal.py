@@ -18,6 +18,10 @@ from dsmip_ipsec.errors import DsmipError
 from dsmip_ipsec.lab.guest import run_until_signal
 from dsmip_ipsec.lab.held import Held, HeldLab, died
 
+# What is typed goes through a guest's serial line, whose terminal buffer has 4096 characters: more
+# than that at once has been seen to stop the line for good.
+CHUNK = 1024
+
 
 def run_piped(lab: Held, node: str, argv: list[str], *, stdin: bool) -> int:
     """Run a command; its output and errors become ours, octet by octet, and its exit status is
@@ -88,7 +92,7 @@ def _read_stdin(connection: HeldLab, number: int) -> None:
     def read() -> None:
         with suppress(OSError, RuntimeError, DsmipError):
             while True:
-                data = os.read(0, 4096)
+                data = os.read(0, CHUNK)
                 text = base64.b64encode(data).decode()
                 # A command that reads slowly is waited for, for as long as it runs.
                 work = connection.request(
