@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import shutil
 import signal
 import sys
 import termios
@@ -64,7 +63,7 @@ async def _run(lab: Held, node: str, argv: list[str], *, stdin: bool, pipes: boo
 
 
 def _terminal() -> dict[str, Any]:
-    size = shutil.get_terminal_size()
+    size = os.get_terminal_size(sys.stdin.fileno())
     return {
         "rows": size.lines,
         "columns": size.columns,
