@@ -1,4 +1,4 @@
-"""``dsmip-ipsec lab``: run labs, list them, and clean up after one that was killed."""
+"""``dsmip-ipsec lab``: run labs, show and list them (:mod:`.lab_standing` has the other verbs)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from dsmip_ipsec.cli import lab_standing
 from dsmip_ipsec.errors import ConfigError, GuestError, LabError
 
 # What a run leaves in DIR. A new run into the same DIR removes these, and nothing else.
@@ -61,15 +62,15 @@ def add_parser(commands: Any) -> None:
     )
     run.set_defaults(run=run_lab)
 
-    down = verbs.add_parser("down", help="take away what a killed lab left behind")
-    down.add_argument("run_id", nargs="?", default="all", metavar="RUN", help="one run, or all")
-    down.set_defaults(run=take_down)
+    lab_standing.add_verbs(verbs)
 
     show = verbs.add_parser("show", help="what a lab consists of, does and expects")
     show.add_argument("lab", metavar="LAB", help="a lab's TOML file, or the name of one in labs/")
     show.set_defaults(run=show_lab)
 
-    verbs.add_parser("list", help="list the labs that come along").set_defaults(run=list_labs)
+    verbs.add_parser(
+        "list", help="list the labs that come along, and which ones stand"
+    ).set_defaults(run=list_labs)
 
 
 def run_lab(arguments: argparse.Namespace) -> int:
@@ -91,7 +92,7 @@ def run_lab(arguments: argparse.Namespace) -> int:
     if arguments.html and arguments.out is None:
         raise ConfigError("--html needs --out", hint="say where the page may be written")
     with ExitStack() as stack:
-        out = _output(arguments.out, stack)
+        out = prepare_output(arguments.out, stack)
         keep = arguments.out is not None or arguments.junit is not None
         inside = KERNEL_KIND_VARIABLE in os.environ
         kernel = "host" if inside else choose_kernel(kernels[0])
@@ -112,7 +113,9 @@ def _views(out: Path, arguments: argparse.Namespace) -> None:
         write_views(out, html=html, junit=arguments.junit)
 
 
-def _output(directory: Path | None, stack: ExitStack) -> Path:
+def prepare_output(directory: Path | None, stack: ExitStack) -> Path:
+    """Make a run's output directory, or take old output out of it. Without one, a temporary
+    directory that goes with ``stack``. Raises ConfigError."""
     if directory is None:
         temporary = tempfile.TemporaryDirectory(prefix="dsmip-lab-")
         return Path(stack.enter_context(temporary))
@@ -230,28 +233,22 @@ def _terminal() -> dict[str, str]:
     return {**columns, "FORCE_COLOR": "1", "TERM": os.environ.get("TERM", "xterm")}
 
 
-def take_down(arguments: argparse.Namespace) -> int:
-    """Clean up after runs that were killed. Raises LabError."""
-    from dsmip_ipsec.lab.cleanup import down
-
-    cleaned = down(arguments.run_id)
-    for run in cleaned:
-        print(
-            f"{run.run}: {run.processes} processes, {run.namespaces} namespaces, "
-            f"{run.directories} directories removed"
-        )
-    if not cleaned:
-        print("nothing to clean up")
-    return 0
-
-
 def list_labs(arguments: argparse.Namespace) -> int:
-    """Print name and description of every lab that comes along."""
+    """Print name and description of every lab that comes along, and which ones stand."""
     from dsmip_ipsec.lab import spec
+    from dsmip_ipsec.lab.held import held_labs
     from dsmip_ipsec.lab.library import lab_files
 
-    for path in lab_files():
-        print(f"{path.stem:20} {spec.load(path).lab.description}")
+    shipped = {str(path.absolute()): path for path in lab_files()}
+    standing: dict[str, list[str]] = {}
+    for held in held_labs():
+        if held.alive:
+            standing.setdefault(held.file, []).append(held.name)
+    for name, path in shipped.items():
+        runs = f"  [stands: {', '.join(standing[name])}]" if name in standing else ""
+        print(f"{path.stem:20} {spec.load(path).lab.description}{runs}")
+    for file in standing.keys() - shipped.keys():
+        print(f"{Path(file).stem:20} {file}  [stands: {', '.join(standing[file])}]")
     return 0
 
 

@@ -126,6 +126,18 @@ def end(processes: Iterable[Process], *, grace_s: float = 1.0, deadline_s: float
     return count
 
 
+def wait(process: Process, *, wait_s: float) -> bool:
+    """Wait for a process that ends by itself. :returns: whether it has."""
+    handle = _handle(process)
+    if handle is None:
+        return True
+    handles = {handle: process}
+    _wait(handles, wait_s)
+    for left in handles:
+        os.close(left)
+    return not handles
+
+
 def _wait(handles: dict[int, Process], wait_s: float) -> None:
     """Wait until all have ended or the time is over; the ended ones leave ``handles``."""
     poll = select.poll()

@@ -23,7 +23,7 @@ from dsmip_ipsec.lab.deploy import NodeDeployment
 from dsmip_ipsec.lab.netns import enter
 from dsmip_ipsec.lab.pace import scaled
 from dsmip_ipsec.node import control
-from dsmip_ipsec.xfrm.constants import Direction
+from dsmip_ipsec.xfrm.constants import Direction, Protocol
 from dsmip_ipsec.xfrm.socket import XfrmSocket
 from dsmip_ipsec.xfrm.types import Policy
 
@@ -66,6 +66,18 @@ class NodeObserver:
         states = await self.inside(_dump_states)
         found = [translate.state_back(state) for state in states]
         return [sa for sa in found if sa is not None]
+
+    async def traffic(self) -> dict[str, dict[str, int]]:
+        """``octets`` and ``packets`` that each SA has carried so far, by SPI and mode as in a
+        record: ``0xc0ffee00 transport`` (a mirror has its origin's SPI)."""
+        return {
+            f"0x{state.spi:08x} {state.mode.name.lower()}": {
+                "octets": state.current.bytes,
+                "packets": state.current.packets,
+            }
+            for state in await self.inside(_dump_states)
+            if state.protocol is Protocol.ESP
+        }
 
     async def counters(self) -> record.Counters:
         """Absolute counts of the daemon and of the namespace's XFRM."""

@@ -97,12 +97,14 @@ class LabServer:
             "move": self._move,
             "exec": self._exec,
             "state": self._state,
+            "traffic": self._traffic,
             "expect": self._expect,
             "status": self._status,
             "finish": self._finish,
             "terminal": self._terminals.open,
             "input": self._terminals.input,
             "resize": self._terminals.resize,
+            "ack": self._terminals.ack,
             "close": self._terminals.close,
         }
         answer: dict[str, Any] = {"id": request.get("id")}
@@ -165,6 +167,10 @@ class LabServer:
     async def _state(self, request: Mapping[str, Any]) -> dict[str, Any]:
         states = await self._scenario.states()
         return {name: state.model_dump(mode="json") for name, state in states.items()}
+
+    async def _traffic(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        observers = self._scenario.standing.observers
+        return {name: await observer.traffic() for name, observer in observers.items()}
 
     async def _expect(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
         scenario = self._scenario

@@ -94,6 +94,7 @@ class LabSession:
         keep: bool = False,
         export_keys: bool = False,
         say: Callable[[str], None] = lambda line: None,
+        work_in: Path | None = None,
     ) -> LabSession:
         """Stand a lab up and return when it stands.
 
@@ -108,7 +109,7 @@ class LabSession:
         path = find_lab(str(lab))
         declared = spec.load(path)
         chosen = choose_kernel(kernel)
-        work = Path(tempfile.mkdtemp(prefix="dsmip-lab-"))
+        work = Path(tempfile.mkdtemp(prefix="dsmip-lab-", dir=work_in))
         work.chmod(0o711)  # a guest's user must reach its share below
         made: LabSession | None = None
         try:
@@ -376,9 +377,10 @@ class LabSession:
 
 
 def _output(message: Mapping[str, Any]) -> tuple[bytes | None, int]:
-    """Octets that a terminal printed and 0, or None and the status of what ran there."""
+    """Octets that a command printed and where (1: output, or a terminal; 2: errors), or None and
+    the status that it ended with."""
     if "data" in message:
-        return base64.b64decode(message["data"]), 0
+        return base64.b64decode(message["data"]), 2 if message.get("stream") == "err" else 1
     return None, int(message["status"])
 
 

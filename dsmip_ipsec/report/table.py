@@ -56,6 +56,11 @@ def render(record: RunRecord, console: Console, *, directory: Path | None = None
     _conclusion(record, console, directory)
 
 
+def step_details(step: StepRecord, console: Console) -> None:
+    """Print one step: what was done, and what became of each object."""
+    _details(step, console, "->" if console.options.ascii_only else "→")
+
+
 def milliseconds(value: float) -> str:
     """`0.8 ms`, `65.5 ms`, `412 ms`, `1240 ms`: no more digits than a probe flow can know."""
     return f"{value:.1f} ms" if value < 99.95 else f"{value:.0f} ms"
