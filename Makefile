@@ -14,12 +14,19 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping strongswan-swanctl \
             charon-systemd libstrongswan-standard-plugins libcharon-extra-plugins openssl tshark \
-            tcpdump radvd qemu-system-x86 linux-image-amd64 busybox-static
+            tcpdump
 
-# What tests need beyond that: a browser that judges the HTML report.
-TEST_PACKAGES := chromium
+# Tests of whole daemons with charon, which take as long as all other kernel tests together; and
+# labs that are measured, or look for anything left behind, so that nothing may run beside them.
+DAEMONS := $(foreach name,mobility_modes key_management rendered_deployment charon_shortfalls \
+             handover_interruption,tests/kernel/test_$(name).py) $(wildcard tests/kernel/test_daemon_*.py)
+ALONE := $(foreach name,nat_handover faults userspace,tests/lab/test_$(name).py)
 
-.PHONY: lab test test-unit test-plugin test-userspace test-kernel test-handover test-qemu test-faults bench lint install packages clean
+# What tests need beyond that: a browser that judges the HTML report, routers that advertise, and
+# Debian's stock kernel under QEMU.
+TEST_PACKAGES := chromium radvd qemu-system-x86 linux-image-amd64 busybox-static
+
+.PHONY: lab test test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -29,18 +36,21 @@ help:
 lab: install
 	$(BIN)/dsmip-ipsec lab run labs/nat-handover.toml --out $(OUT) --export-keys --html
 
-# The handover is run alone, since it is measured; kernel tests and faults have a guest and a core
-# each. What they print comes when they are done.
+# The handover is run alone, since it is measured. Labs and kernel tests then have a guest and a core
+# each, two at a time. What is run side by side is printed when it is done.
 test: install
 	$(MAKE) test-unit
 	$(MAKE) test-handover
-	$(MAKE) test-qemu
-	$(MAKE) test-plugin
-	$(MAKE) test-userspace
-	@echo "Now kernel tests and faults, side by side: five minutes."
-	$(MAKE) -j2 --output-sync=target test-kernel test-faults
+	@echo "Now labs, then kernel tests and faults, two guests at a time."
+	$(MAKE) test-labs
+	$(MAKE) -j2 --output-sync=target test-daemons test-kernel-and-faults
 
-test-unit: PACKAGES += $(TEST_PACKAGES)
+.PHONY: test-kernel-and-faults
+test-kernel-and-faults: install
+	$(MAKE) test-kernel
+	$(MAKE) test-faults
+
+test test-unit test-labs test-daemons test-qemu: PACKAGES += $(TEST_PACKAGES)
 test-unit: install
 	$(BIN)/pytest -q -n 2 tests/unit tests/conformance tests/mutations
 
@@ -51,9 +61,11 @@ test-handover: install
 test-qemu: install
 	$(BIN)/pytest -q tests/lab/test_qemu.py
 
-# Installs the package from its wheel and runs docs/examples with it, two guests at once.
-test-plugin: install
-	$(BIN)/pytest -q tests/lab/test_pytest_plugin.py
+# Every lab file, sessions, the command line, other kernels; and docs/examples with the package
+# installed from its wheel.
+test-labs: install
+	$(BIN)/pytest -q -n 2 --dist worksteal $(filter-out $(ALONE),$(wildcard tests/lab/test_*.py))
+	$(MAKE) test-userspace
 
 # On this machine's own kernel, which needs no ESP for it, but root; else in a guest.
 test-userspace: install
@@ -61,7 +73,12 @@ test-userspace: install
 	  -q tests/lab/test_userspace.py
 
 test-kernel: install
-	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q tests/kernel
+	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q \
+	  $(filter-out $(DAEMONS),$(wildcard tests/kernel/test_*.py))
+
+# Whole daemons and charons in the guest, standing and falling.
+test-daemons: install
+	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q $(DAEMONS)
 
 test-faults: install
 	$(BIN)/pytest -q tests/lab/test_faults.py

@@ -12,7 +12,8 @@ from dsmip_ipsec.mobility.tunnelling import tunnel_format
 from dsmip_ipsec.mobility.types import Binding
 
 # Routes into tunnels are known by it. It is just stronger than that of the route into the TUN
-# (kernel.routing), which stays behind them: what no tunnel takes ends there, not on a link.
+# (kernel.routing), which stays behind them: what no tunnel takes ends there, not on a link. The
+# daemons' default routes stand beside that one, in the table that payload looks at first.
 TUNNEL_METRIC = 55549
 _ALIAS = "dsmip-ipsec tunnel of "
 

@@ -52,6 +52,8 @@ MOVE_SKIP = 64
 # tens of milliseconds in which no mobile node is answered. Between two of them, all that came in
 # meanwhile is.
 COALESCED = 64
+# Between two attempts for a peering that something foreign is in the way of.
+TROUBLED_S = 2.0
 # Operations between two looks at the notifications of our own writes, which fill a buffer.
 _CHUNK = 128
 
@@ -125,7 +127,8 @@ class Reconciler:
             self._monitor = None
 
     async def failed(self) -> None:
-        """Wait for, and raise, the KernelError that a background reconciliation ended with."""
+        """Wait for, and raise, the KernelError that a background reconciliation ended with: one
+        that is about all peerings. What is about some of several is logged, and tried again."""
         assert self._failure is not None, "open() comes first"
         await self._failure
 
@@ -193,18 +196,38 @@ class Reconciler:
         self._scheduled = False
         if self._xfrm is None:
             return
+        concerned: list[Reqids] = []
         try:
             self._drain()
-            concerned = self._live.peerings if self._live.stale else self._live.dirty
-            self._converge(list(islice(concerned, COALESCED)))
+            dirty = self._live.peerings if self._live.stale else self._live.dirty
+            concerned = list(islice(dirty, COALESCED))
+            self._converge(concerned)
         except KernelError as error:
-            if self._failure is not None and not self._failure.done():
-                self._failure.set_exception(error)
-            return
+            if not self._all_but_some(concerned):
+                if self._failure is not None and not self._failure.done():
+                    self._failure.set_exception(error)
+                return
         if self._live.dirty:
             self._schedule()
         task = asyncio.ensure_future(self._announce())
-        task.add_done_callback(lambda done: done.exception())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _all_but_some(self, peerings: Sequence[Reqids]) -> bool:
+        """Reconcile each by itself, after all together failed. Whoever has somebody else's SA or
+        policy in the way is tried again later, and blocked meanwhile; False: it isn't that."""
+        troubled: list[Reqids] = []
+        for ids in peerings:
+            self._live.dirty.add(ids)
+            try:
+                self._converge([ids])
+            except KernelError as error:
+                log.error("mobile node with reqid %d: %s (%s)", ids.signalling, error, error.hint)
+                troubled.append(ids)
+        if len(troubled) == len(peerings) == len(self._live.peerings):
+            return False
+        for ids in troubled:
+            asyncio.get_running_loop().call_later(TROUBLED_S, self.trigger, ids)
+        return True
 
     async def _announce(self) -> None:
         async with self._changed:

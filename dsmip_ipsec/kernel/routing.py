@@ -44,6 +44,8 @@ RULE_SIGNALLING = 5550
 RULE_SPECIAL = 5570
 RULE_PAYLOAD = 5571
 UNREACHABLE_METRIC = 55550
+# Behind routes into tunnels without IPsec (ipsec.plain_tunnels).
+PAYLOAD_METRIC = 55550
 
 # IFA_F_NODAD: the home agent defends it (RFC 6275 §10.3). IFA_F_HOMEADDRESS: without it the kernel
 # takes no type 2 routing header for the address, and with it prefers it as source (RFC 6724 §5).
@@ -138,6 +140,11 @@ class Routing:
                  "table": SIGNALLING_TABLE, "priority": RULE_SIGNALLING},
             )  # fmt: skip
 
+    async def up(self, interface: str, mtu: int) -> None:
+        """Bring an interface of ours up."""
+        async with _errors(f"can't bring {interface} up"):
+            await self._ipr.link("set", index=await self._index(interface), mtu=mtu, state="up")
+
     async def home_addresses(self, tun: str, addresses: list[Address]) -> None:
         """Configure the home addresses on the TUN."""
         async with _errors(f"can't configure home addresses on {tun}"):
@@ -163,7 +170,8 @@ class Routing:
                 await self._route(
                     f"payload {address}",
                     {"dst": _default(family), "family": family, "oif": index,
-                     "prefsrc": str(address), "table": PAYLOAD_TABLE},
+                     "prefsrc": str(address), "table": PAYLOAD_TABLE,
+                     "priority": PAYLOAD_METRIC},
                 )  # fmt: skip
                 for rule in _payload_rules(family):
                     if rule not in self._rules:

@@ -19,9 +19,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from dsmip_ipsec.errors import KernelError
 from dsmip_ipsec.ipsec.desired import DesiredState
-from dsmip_ipsec.ipsec.model import UDP_TUNNELS, Tunnel, TunnelKey, TunnelRoute
+from dsmip_ipsec.ipsec.model import UDP_TUNNELS, Network, Tunnel, TunnelKey, TunnelRoute
 from dsmip_ipsec.ipsec.plain_tunnels import TUNNEL_METRIC, tunnel_alias, tunnel_of_alias
 from dsmip_ipsec.ipsec.plan import Operation, Verb, plan
+from dsmip_ipsec.kernel.source_filter import SourceFilters
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ _KINDS = {4: "sit", 6: "ip6tnl"}
 _HOP_LIMIT = 64
 # RFC 2473 §6.6: without the tunnel encapsulation limit option, a destination options header.
 _IP6_TNL_F_IGN_ENCAP_LIMIT = 0x1
-_RT_TABLE_MAIN = 254
+RT_TABLE_MAIN = 254
 # Someone else changed the same thing between our reading and our writing: read again.
 _RACES = {errno.EEXIST, errno.ENODEV, errno.ESRCH, errno.ENOENT}
 _ATTEMPTS = 5
@@ -40,12 +41,19 @@ _NOTHING = DesiredState()
 class PlainTunnels:
     """Keeps this namespace's tunnels and routes as desired. Needs CAP_NET_ADMIN."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, default_table: int = RT_TABLE_MAIN, check_sources: bool = False) -> None:
+        """``default_table``: the routing table of default routes, where another than the main one
+        is looked at for payload. ``check_sources``: let out of a tunnel only what comes from where
+        its routes lead to, as a home agent must (RFC 6275 §10.4.5)."""
         self._ipr: Any = None
+        self._default_table = default_table
+        self._check_sources = check_sources
+        self._filters = SourceFilters(None)
 
     async def open(self) -> None:
         self._ipr = AsyncIPRoute()
         await self._ipr.setup_endpoint()
+        self._filters = SourceFilters(self._ipr)
 
     async def close(self) -> None:
         """Remove everything that is ours. Never raises: logs what it couldn't remove."""
@@ -73,11 +81,16 @@ class PlainTunnels:
         refused: NetlinkError | None = None
         for _ in range(_ATTEMPTS):
             operations = plan(await self.read(wanted), wanted.plain())
+            try:
+                await self._admit(wanted)
+            except NetlinkError as error:
+                refused = error
+                continue
             if not operations:
                 return tuple(done)
             for operation in operations:
                 try:
-                    await self._apply(operation)
+                    await self._apply(operation, wanted)
                 except NetlinkError as error:
                     if error.code not in _RACES:
                         raise KernelError(
@@ -111,15 +124,30 @@ class PlainTunnels:
                 interfaces[link["index"]] = tunnel.key
         routes: list[TunnelRoute] = []
         for family in (socket.AF_INET, socket.AF_INET6):
-            async for route in await self._ipr.get_routes(family=family, table=_RT_TABLE_MAIN):
-                index = route.get_attr("RTA_OIF")
-                if index not in interfaces or route.get_attr("RTA_PRIORITY") != TUNNEL_METRIC:
-                    continue
-                routes.append(_route(route, family, interfaces[index], wanted))
+            for table in {RT_TABLE_MAIN, self._default_table}:
+                async for route in await self._ipr.get_routes(family=family, table=table):
+                    index = route.get_attr("RTA_OIF")
+                    if index not in interfaces or route.get_attr("RTA_PRIORITY") != TUNNEL_METRIC:
+                        continue
+                    if table == self._table(route["dst_len"]):
+                        routes.append(_route(route, family, interfaces[index], wanted))
         udp = [tunnel for tunnel in wanted.tunnels if tunnel.encapsulation is not None]
         return DesiredState(tunnels=(*tunnels, *udp), routes=tuple(routes))
 
-    async def _apply(self, operation: Operation) -> None:
+    def _table(self, prefix_length: int) -> int:
+        return RT_TABLE_MAIN if prefix_length else self._default_table
+
+    async def _admit(self, wanted: DesiredState) -> None:
+        """Follow changes of the networks behind tunnels that there are already."""
+        if self._check_sources:
+            for tunnel in wanted.tunnels:
+                name = tunnel.key.interface
+                if not tunnel.key.udp and await self._ipr.link_lookup(ifname=name):
+                    await self._filters.admit(
+                        name, await self._index(name), sources(wanted, tunnel.key)
+                    )
+
+    async def _apply(self, operation: Operation, wanted: DesiredState) -> None:
         subject = operation.subject
         if isinstance(subject, TunnelRoute):
             await self._apply_route(operation.verb, subject)
@@ -130,10 +158,14 @@ class PlainTunnels:
             await self._ipr.link("add", ifname=name, **_parameters(subject))
             index = await self._index(name)
             await self._ipr.link("set", index=index, ifalias=tunnel_alias(subject))
+            self._filters.forget(name)
+            if self._check_sources:
+                await self._filters.admit(name, index, sources(wanted, subject.key))
             await self._ipr.link("set", index=index, state="up")
         elif operation.verb is Verb.UPDATE_TUNNEL:
             await self._ipr.link("set", index=await self._index(name), **_parameters(subject))
         else:
+            self._filters.forget(name)
             await self._ipr.link("del", index=await self._index(name))
 
     async def _apply_route(self, verb: Verb, route: TunnelRoute) -> None:
@@ -142,7 +174,7 @@ class PlainTunnels:
             "family": socket.AF_INET if route.destination.version == 4 else socket.AF_INET6,
             "oif": await self._index(route.tunnel.interface),
             "priority": TUNNEL_METRIC,
-            "table": _RT_TABLE_MAIN,
+            "table": self._table(route.destination.prefixlen),
         }
         if route.source is not None:
             spec["prefsrc"] = str(route.source)
@@ -153,6 +185,12 @@ class PlainTunnels:
         if not indices:
             raise NetlinkError(errno.ENODEV, f"no interface {name}")
         return int(indices[0])
+
+
+def sources(wanted: DesiredState, tunnel: TunnelKey) -> list[Network]:
+    """Where packets that come out of ``tunnel`` at the home agent may come from: whatever it
+    sends into it."""
+    return [route.destination for route in wanted.routes if route.tunnel == tunnel]
 
 
 def _parameters(tunnel: Tunnel) -> dict[str, Any]:

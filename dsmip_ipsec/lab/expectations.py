@@ -24,6 +24,7 @@ class Observation:
     ``care_of_addresses``: the mobile node's in the network that the step brought it to (empty:
     none). ``flows``: of the step's whole window; ``after``: of the time after the step was done.
     ``exchanges``: outcome of an IKE exchange begun at each end, by node ("" when it succeeded).
+    ``data_protected``: payload is in ESP, so that there are data SAs to judge.
     """
 
     mobile_node: NodeState
@@ -33,6 +34,7 @@ class Observation:
     after: Sequence[Flow]
     exchanges: dict[str, str]
     rtt_ms: float
+    data_protected: bool = True
 
 
 def judge(expect: Expect, seen: Observation) -> tuple[Expectation, ...]:
@@ -44,7 +46,7 @@ def judge(expect: Expect, seen: Observation) -> tuple[Expectation, ...]:
         wanted = getattr(expect, name)
         if wanted is not None:
             found.append(_flag(name, wanted, seen))
-    if expect.udp_encapsulation is not None:
+    if expect.udp_encapsulation is not None and seen.data_protected:
         found.append(_esp_in_udp(expect.udp_encapsulation, seen))
     if expect.ike_alive is not None:
         found.append(_ike_alive(expect.ike_alive, seen))

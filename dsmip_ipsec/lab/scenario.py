@@ -312,6 +312,7 @@ class Scenario:
             after=after,
             exchanges=exchanges or {},
             rtt_ms=self._rtt_ms(node),
+            data_protected=self.lab.data.protected,
         )
 
     def _share(self, agent: record.NodeState, node: str) -> record.NodeState:

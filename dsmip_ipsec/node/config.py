@@ -98,7 +98,7 @@ class MobileNodeConfig(_Section):
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> MobileNodeConfig:
-        _check_keys(self.ipsec, (self.mobile_node,))
+        _check_keys(self.ipsec, (self.mobile_node,), protect_data=self.protect_data)
         if (self.ipsec == "kernel") != (self.ike is not None):
             raise ValueError('a section "ike" belongs to ipsec = "kernel", and only there')
         return self
@@ -138,7 +138,7 @@ class HomeAgentConfig(_Section):
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> HomeAgentConfig:
-        _check_keys(self.ipsec, self.mobile_nodes)
+        _check_keys(self.ipsec, self.mobile_nodes, protect_data=self.protect_data)
         return self
 
     @property
@@ -161,7 +161,9 @@ class HomeAgentConfig(_Section):
         )
 
 
-def _check_keys(ipsec: IpsecKind, nodes: tuple[PeerSection, ...]) -> None:
+def _check_keys(ipsec: IpsecKind, nodes: tuple[PeerSection, ...], *, protect_data: bool) -> None:
+    if ipsec == "userspace" and not protect_data:
+        raise ValueError('protect_data = false needs ipsec = "kernel"')
     if ipsec == "kernel" and any(node.associations for node in nodes):
         raise ValueError('"associations" belong to ipsec = "userspace": else IKE makes them')
 

@@ -26,8 +26,10 @@ from dsmip_ipsec.mobility.types import (
     OuterAddress,
     Output,
     SendMobility,
+    SendTunnelled,
 )
 from dsmip_ipsec.node.control import Command, ControlServer
+from dsmip_ipsec.node.plain_data import PlainData, Wanted
 from dsmip_ipsec.node.signalling import MARK_MASK, MARK_PATTERN, SignallingPath
 from dsmip_ipsec.node.timer import DeadlineTimer
 from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
@@ -77,6 +79,7 @@ class EngineDaemon(ABC):
             self._path = userspace.path(self._accepts, self._on_message, self._on_mapping)
             self._reconciler = userspace.reconciler(self._desired, reqids)
             commands = {**commands, "ipsec": userspace.describe}
+        self._plain: PlainData | None = None
         self._routing = Routing()
         self._timer = DeadlineTimer(engine.next_deadline, self._expire)
         self._control = ControlServer(control_socket, {**commands, "status": self._status})
@@ -88,6 +91,8 @@ class EngineDaemon(ABC):
             self._path.open()
             await self._routing.open()
             await self._routing.signalling(TUN_NAME, MARK_PATTERN, MARK_MASK)
+            if self._plain is not None:
+                await self._plain.open()
             await self._set_up()
             await self._control.start()
         except DsmipError:
@@ -96,12 +101,24 @@ class EngineDaemon(ABC):
 
     async def failed(self) -> None:
         """Return when, and raise what, makes going on pointless (KernelError)."""
-        await self._reconciler.failed()
+        if self._plain is None:
+            await self._reconciler.failed()
+            return
+        waiting = [asyncio.ensure_future(each.failed()) for each in (self._reconciler, self._plain)]
+        try:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+        for each in done:
+            each.result()
 
     async def stop(self) -> None:
         """Take everything down: no policy, mirror, route or rule of ours is left."""
         self._timer.cancel()
         await self._control.stop()
+        if self._plain is not None:
+            await self._plain.close()
         await self._reconciler.close()
         await self._routing.close()
         self._path.close()
@@ -128,12 +145,20 @@ class EngineDaemon(ABC):
     def _follow(self, change: BindingChanged) -> None:
         """A binding changed; the reconciler is triggered afterwards, unless it is a refresh."""
 
+    def _leave_payload_plain(self, wanted: Wanted, *, home_agent: bool) -> None:
+        """Payload goes without IPsec, as ``wanted`` says. To be called before :meth:`start`."""
+        assert isinstance(self._path, SignallingPath), "checked with the configuration"
+        self._plain = PlainData(wanted, self._path, self._routing, home_agent=home_agent)
+
     def _send(self, output: SendMobility) -> None:
         self._path.send(output)
 
     def _also(self, output: Output) -> None:
         """Do what only this role's engine asks for."""
-        log.info("left undone: %s", output)
+        if isinstance(output, SendTunnelled) and isinstance(self._path, SignallingPath):
+            self._path.send_tunnelled(output)
+        else:
+            log.info("left undone: %s", output)
 
     def _on_mapping(self, mapping: PeerMapping) -> None:
         """User-space IPsec only: a peer's ESP comes from elsewhere now."""
@@ -172,6 +197,8 @@ class EngineDaemon(ABC):
                 if output.reason is not ChangeReason.REFRESHED:
                     log.info("binding %s: %s", output.reason, output.new or output.old)
                     self._reconciler.trigger(*self._concerned(output))
+                    if self._plain is not None:
+                        self._plain.trigger()
             elif isinstance(output, Event):
                 log.info("%s %s %s", output.kind, output.home_address or "", dict(output.detail))
             else:
@@ -180,4 +207,6 @@ class EngineDaemon(ABC):
 
     async def _status(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         counters = {**self._common_engine.counters, **self._path.counters}
+        if self._plain is not None:
+            counters |= self._plain.counters
         return {**self._describe(), "counters": counters}

@@ -18,7 +18,7 @@ from dsmip_ipsec.mobility.home_agent import HomeAgent
 from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig as EngineConfig
 from dsmip_ipsec.mobility.home_agent_config import Subscriber
 from dsmip_ipsec.mobility.home_link_types import DetectDuplicateAddress, HomeLinkChanged
-from dsmip_ipsec.mobility.types import Binding, BindingChanged, OuterAddress, Output
+from dsmip_ipsec.mobility.types import Binding, BindingChanged, OuterAddress, Output, SendMobility
 from dsmip_ipsec.node.charon_watch import CharonWatch, discard
 from dsmip_ipsec.node.config import HomeAgentConfig
 from dsmip_ipsec.node.configured_sas import associations
@@ -26,6 +26,7 @@ from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
 from dsmip_ipsec.node.home_link import HomeLink
 from dsmip_ipsec.node.native import kernel_headers
+from dsmip_ipsec.node.plain_data import PlainData, plain_state
 from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
 from dsmip_ipsec.userspace.engine import Mapping
 
@@ -75,6 +76,7 @@ class HomeAgentDaemon(EngineDaemon):
         self._esp_care_of: dict[IPv6Address, OuterAddress] = {}
         self._userspace = config.ipsec == "userspace"
         self._delivering = asyncio.Lock()
+        self._sending: set[asyncio.Task[None]] = set()
         agent = config.home_agent
         super().__init__(
             self._engine,
@@ -95,6 +97,8 @@ class HomeAgentDaemon(EngineDaemon):
             else None,
             kernel_headers=native,
         )
+        if not config.protect_data:
+            self._leave_payload_plain(self._payload_wanted, home_agent=True)
         self._negotiable = {
             reqid for ids in self._by_reqids for reqid in (ids.signalling, ids.data)
         }
@@ -142,6 +146,25 @@ class HomeAgentDaemon(EngineDaemon):
             esp_care_of=self._esp_care_of.get(peering.home_address),
             retired=retired,
         )
+
+    def _payload_wanted(self) -> DesiredState:
+        return plain_state(
+            (self._peerings[home], binding) for home, binding in self._bindings.items()
+        )
+
+    def _send(self, output: SendMobility) -> None:
+        on_link = output.remote is None and output.type2_routing is None
+        if self._plain is None or not on_link:
+            super()._send(output)
+            return
+        # To a home address on its link: not into the tunnel that has been its way until now.
+        task = asyncio.ensure_future(self._send_settled(self._plain, output))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _send_settled(self, plain: PlainData, output: SendMobility) -> None:
+        await plain.settled()
+        super()._send(output)
 
     def _concerned(self, change: BindingChanged) -> tuple[Reqids, ...]:
         binding = change.new or change.old

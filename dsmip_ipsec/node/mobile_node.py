@@ -35,6 +35,7 @@ from dsmip_ipsec.node.key_management import KeyManagement
 from dsmip_ipsec.node.movement import Movement, Where
 from dsmip_ipsec.node.native import kernel_headers
 from dsmip_ipsec.node.place import Home, Place, read_place
+from dsmip_ipsec.node.plain_data import plain_state
 from dsmip_ipsec.node.pursuit import Pursuit
 from dsmip_ipsec.node.returning import HomeInterface
 from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
@@ -103,6 +104,8 @@ class MobileNodeDaemon(EngineDaemon):
             else None,
             kernel_headers=self._native,
         )
+        if not config.protect_data:
+            self._leave_payload_plain(self._payload_wanted, home_agent=False)
         self._keys: KeyManagement | None = None
         if config.ike is not None:
             self._keys = KeyManagement(
@@ -154,6 +157,9 @@ class MobileNodeDaemon(EngineDaemon):
             signalling_care_of=self._signalling_care_of,
             retired=self._keys.retired if self._keys is not None else (),
         )
+
+    def _payload_wanted(self) -> DesiredState:
+        return plain_state([] if self._binding is None else [(self._peering, self._binding)])
 
     def _send(self, output: SendMobility) -> None:
         care_of_address = output.source if output.home_address_option is not None else None
@@ -379,6 +385,8 @@ class MobileNodeDaemon(EngineDaemon):
         if self._peering.protect_data and self._keys is not None:
             await self._data_moved(attachment.care_of_address)
         await self._reconciler.reconcile()
+        if self._plain is not None:
+            await self._plain.settled()
         if isinstance(self._path, UserspacePath):
             self._path.announce()
         reached("sas")
@@ -465,6 +473,8 @@ class MobileNodeDaemon(EngineDaemon):
         await self._routing.no_payload()
         self._active = False
         await self._reconciler.reconcile(settled=True)
+        if self._plain is not None:
+            await self._plain.settled()
         for attachment in list(self._attachments):
             await self._detach(attachment)
         self._place = self._in_use = None

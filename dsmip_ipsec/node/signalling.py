@@ -1,5 +1,8 @@
 """The signalling path: UDP 4191 or IPv6 <-> kernel ESP <-> Mobility Headers, tokens and all.
 
+Where payload isn't protected, it shares the UDP sockets: a NAT sees one flow (RFC 5555 §4.2). What
+is signalling's is ESP, or should be, between a home address and the home agent.
+
 Used by the mobile node and the home agent alike. Inbound, a datagram's inner packet goes into the
 kernel's ESP input with a token that stands for its outer source; what ESP lets through comes back
 with the token. Outbound, a message goes through the kernel's ESP output with a token that stands
@@ -29,7 +32,13 @@ from dsmip_ipsec.kernel.native_socket import NativeSocket, unwrap, wrap
 from dsmip_ipsec.kernel.protected_socket import ProtectedSocket
 from dsmip_ipsec.kernel.tun import MAX_PACKET, TUN_NAME, open_tun
 from dsmip_ipsec.mobility.token import FLOW_LABEL_BITS, TokenTable
-from dsmip_ipsec.mobility.types import IPAddress, MobilityPacket, OuterAddress, SendMobility
+from dsmip_ipsec.mobility.types import (
+    IPAddress,
+    MobilityPacket,
+    OuterAddress,
+    SendMobility,
+    SendTunnelled,
+)
 from dsmip_ipsec.wire.ip import DSMIP_PORT, IPPROTO_ESP, IPPROTO_MH, parse_ipv6
 
 log = logging.getLogger(__name__)
@@ -100,6 +109,9 @@ class SignallingPath:
         self._protected: ProtectedSocket | None = None
         self._native: NativeSocket | None = None
         self._counters: Counter[str] = Counter()
+        self.on_payload: Callable[[bytes, OuterAddress], None] | None = None
+        """Takes an IP packet that came in UDP and isn't signalling, and its outer source. None:
+        such packets are dropped."""
 
     @property
     def counters(self) -> dict[str, int]:
@@ -231,8 +243,46 @@ class SignallingPath:
             except OSError as error:  # an ICMP error for something sent before
                 self._drop("icmp_error", str(error.strerror))
                 continue
+            outer = OuterAddress(ip_address(address), port)
+            if self.on_payload is not None and self._is_payload(packet):
+                self.on_payload(packet, outer)
+                continue
             self._counters["signalling.udp_received"] += 1
-            self._inject(packet, OuterAddress(ip_address(address), port))
+            self._inject(packet, outer)
+
+    def _is_payload(self, packet: bytes) -> bool:
+        """RFC 5555 §4.2: the first four bits tell the family of what follows the UDP header."""
+        version = packet[0] >> 4 if packet else 0
+        if version != 6:
+            return version == 4
+        try:
+            header, _ = parse_ipv6(packet)
+        except WireError:
+            return False
+        return header.next_header not in (IPPROTO_ESP, IPPROTO_MH) or not self._accepts(
+            header.source, header.destination
+        )
+
+    def send_payload(self, packet: bytes, local: IPAddress, remote: OuterAddress) -> None:
+        """Send an IP packet as it is in UDP. Raises OSError, KernelError if ``local`` isn't
+        bound."""
+        udp = self._udp.get(local)
+        if udp is None:
+            raise KernelError(f"{local} is no longer bound", hint="the next binding has another")
+        udp.sendto(packet, (str(remote.address), remote.port))
+
+    def send_tunnelled(self, output: SendTunnelled) -> None:
+        """Send a Mobility Header as payload of the home address: its routes and policies lead it
+        into the tunnel. A failure is logged and counted."""
+        assert self._mobility is not None, "open() comes first"
+        try:
+            self._mobility.send(
+                output.message, output.source, output.destination, mark=0, flow_label=0
+            )
+        except KernelError as error:
+            self._drop("send_failed", error.message)
+        else:
+            self._counters["signalling.sent_tunnelled"] += 1
 
     def _read_native(self) -> None:
         assert self._native is not None, "the reader is removed before"

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 import pytest
+from figures import many_descriptors
 from home_agent_bench import AGENT, home_agent
 from scapy.layers.inet6 import MIP6MH_BA
 from xfrm_netns import fresh_netns, ip
@@ -138,6 +139,28 @@ async def test_answers_of_many_nodes_are_never_swapped(tmp_path: Path) -> None:
             assert binding["outer_port"] == node.port
             # What counts is the newest by sequence number, whenever it came.
             assert binding["sequence"] == _last_accepted(sent[node.index])
+
+
+async def test_a_thousand_nodes_behind_three_addresses(tmp_path: Path) -> None:
+    """All of them twice, a hundred under way at any time; each hears what is meant for it only."""
+    many_descriptors()
+    async with home_agent(tmp_path, 1000) as bench:
+        rng = random.Random(4191)
+        for number in (1, 2):
+            order = rng.sample(bench.nodes, len(bench.nodes))
+            for start in range(0, len(order), 100):
+                under_way = order[start : start + 100]
+                for node in under_way:
+                    node.send(node.protected(node.update(number)))
+                for node in rng.sample(under_way, len(under_way)):
+                    answer = await node.answer()
+                    assert (answer.dst, answer[MIP6MH_BA].seq) == (str(node.home_address), number)
+        bindings = (await bench.status())["bindings"]
+        assert {(b["home_address"], b["outer_address"], b["outer_port"]) for b in bindings} == {
+            (str(node.home_address), str(node.v4addr), node.port) for node in bench.nodes
+        }
+        with pytest.raises(TimeoutError):
+            await bench.nodes[500].answer(0.1)
 
 
 async def test_garbage_on_port_4191_is_counted_and_harms_nothing(tmp_path: Path) -> None:
