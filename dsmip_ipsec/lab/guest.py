@@ -200,7 +200,7 @@ class Guest:
     def _make_directories(self, user: guest_code.User | None) -> tuple[Path, Path]:
         """The run's directory, and one for the guest's memory: a sparse file that is mapped
         executable, so not on a noexec mount, and better on a tmpfs than written to a disk."""
-        run_dir = self._mkdtemp([tempfile.gettempdir(), "/tmp", "/var/tmp"], user, 1)  # noqa: S108
+        run_dir = self._mkdtemp([*_own_tempdir(), "/tmp", "/var/tmp"], user, 1)  # noqa: S108
         if user is not None:  # others have no business in a copy of root's files
             os.chown(run_dir, -1, user[1])
         run_dir.chmod(0o750)  # to be read as well: QEMU opens each directory that it looks into
@@ -377,6 +377,14 @@ class UmlGuest(Guest):
             "ssl2=fd:{to},fd:{from}",
         ]
         return Start(argv, {"PATH": "/usr/bin:/bin", "TMPDIR": str(mem_dir), "HOME": str(mem_dir)})
+
+
+def _own_tempdir() -> list[str]:
+    """Where Python puts temporary files; empty if it found no place that can be written to."""
+    try:
+        return [tempfile.gettempdir()]
+    except FileNotFoundError:
+        return []
 
 
 async def run_in_guest(

@@ -169,7 +169,8 @@ b=/bin/busybox
 fail() {{ $b echo "{FAILED_MARK}$*"; while :; do $b sleep 3600; done; }}
 $b mount -t devtmpfs devtmpfs /dev || fail /dev
 for module in /modules/*; do $b insmod "$module" || fail "module $module"; done
-$b mount -t 9p -o {NINE_P},ro,cache=loose {ROOT_TAG} /host || fail "the host's files"
+# nosuid: in a user namespace the host's programs belong to nobody, and mount(8) is set-uid.
+$b mount -t 9p -o {NINE_P},ro,nosuid,cache=loose {ROOT_TAG} /host || fail "the host's files"
 $b mount --move /dev /host/dev || fail /dev
 exec $b switch_root /host {quoted}
 """
