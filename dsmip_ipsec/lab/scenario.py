@@ -151,12 +151,12 @@ class Scenario:
             kernel=run_facts.kernel(),
             strongswan_version=self.standing.strongswan_version,
             settings=self._settings(),
-            topology=self._topology(),
+            topology=run_facts.topology(self.lab),
             steps=steps,
             expectations=overall,
             failure=self._failure,
             timelines=tuple(timeline(one, one.flow.node, self._origin_ns) for one in series),
-            artefacts=self._artefacts(),
+            artefacts=run_facts.artefacts(self.standing),
         )
 
     # One step -----------------------------------------------------------------------------------
@@ -479,29 +479,4 @@ class Scenario:
             ike_authentication=self.lab.ike.auth,
             ike_mobility=self.lab.ike.mobility,
             data_protected=self.lab.data.protected,
-        )
-
-    def _topology(self) -> record.Topology:
-        return record.Topology(
-            nodes=tuple(
-                record.NodeSummary(name=name, role=node.role)
-                for name, node in self.lab.nodes.items()
-            ),
-            links=tuple(
-                record.LinkSummary(
-                    name=name,
-                    ends={node: tuple(map(str, ends)) for node, ends in link.ends.items()},
-                    delay_ms=link.delay_ms,
-                )
-                for name, link in self.lab.links.items()
-            ),
-        )
-
-    def _artefacts(self) -> record.Artefacts:
-        out = self.standing.out
-        return record.Artefacts(
-            captures=tuple(
-                str(capture.path.relative_to(out)) for capture in self.standing.captures
-            ),
-            logs=tuple(str(path.relative_to(out)) for path in sorted((out / "logs").glob("*"))),
         )

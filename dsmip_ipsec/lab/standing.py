@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -27,11 +25,12 @@ from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import advertising, flow, keys, nat, netns, record, routes, rtnl
 from dsmip_ipsec.lab.capture import CaptureFile, Captures
 from dsmip_ipsec.lab.cleanup import Run
+from dsmip_ipsec.lab.commands import start_command
 from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import NodeObserver
 from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
-from dsmip_ipsec.lab.processes import Processes, in_child
+from dsmip_ipsec.lab.processes import Processes
 from dsmip_ipsec.lab.routes import LinkAttachment
 from dsmip_ipsec.lab.spec import Lab
 from dsmip_ipsec.lab.spec_models import Block, Rebind, Step
@@ -482,25 +481,9 @@ class StandingLab:
     ) -> asyncio.subprocess.Process:
         """Start a command in the namespace of ``node``, with pipes, or on ``terminal``. It dies
         with the lab. Raises LabError."""
-        pipe = asyncio.subprocess.PIPE if terminal is None else terminal
-        with netns.descriptors([self.topology.namespace(node)]) as descriptors:
-            namespace = next(iter(descriptors.values()))
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *argv,
-                    stdin=pipe,
-                    stdout=pipe,
-                    stderr=pipe,
-                    env=environment,
-                    start_new_session=True,
-                    preexec_fn=in_child(os.getpid(), namespace, 0, terminal=terminal is not None),
-                )
-            except (OSError, ValueError, subprocess.SubprocessError) as error:
-                reason = error.strerror if isinstance(error, OSError) else str(error)
-                raise LabError(
-                    f"'{argv[0]}' can't be started on {node}: {reason}",
-                    hint="is it installed? a word mustn't have a NUL in it",
-                ) from None
+        process = await start_command(
+            self.topology.namespace(node), argv, terminal=terminal, environment=environment
+        )
         self.run.add_process(process.pid, f"{argv[0]} on {node}")
         return process
 
