@@ -1,5 +1,5 @@
 # make lab    the main job: a secured MN/HA pair, a handover behind a NAT, a report
-# make test   all tests: unit tests, kernel tests inside a guest kernel, whole labs (7 minutes)
+# make test   all tests: unit tests, kernel tests inside a guest kernel, whole labs (25 minutes)
 # make lint   ruff and mypy strict
 #
 # Everything these need is installed first, where it is missing: Debian packages by apt-get (as

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernel", choices=KERNEL_CHOICES, default="auto")
     parser.add_argument("--out", type=Path, help="keep the console log and $DSMIP_SHARE here")
     parser.add_argument(
-        "--deadline", type=float, default=900.0, metavar="S", help="for all of it (900)"
+        "--deadline", type=float, default=1800.0, metavar="S", help="for all of it (1800)"
     )
     options, arguments = parser.parse_known_args(argv)
     try:

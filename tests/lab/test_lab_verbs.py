@@ -66,7 +66,7 @@ def up(*options: str) -> str:
     return found[1]
 
 
-def test_a_whole_life(own_tmp: Path, tmp_path: Path) -> None:
+def test_a_whole_life(tmp_path: Path, own_tmp: Path) -> None:
     out = tmp_path / "out"
     name = up("--out", str(out))
     try:
