@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from lab_runs import LABS, run_lab
 
-SCENARIOS = sorted(path.stem for path in LABS.glob("*.toml"))
+# nat-handover is measured, and alone: test_nat_handover.py.
+SCENARIOS = sorted({path.stem for path in LABS.glob("*.toml")} - {"nat-handover"})
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
