@@ -152,7 +152,7 @@ def move(name: str) -> None:
     assert any(line and int(line[1]) > 0 for line in carried), lines
     watching = pexpect.spawn(
         sys.executable, ["-m", "dsmip_ipsec", "lab", "watch", name],
-        dimensions=(60, 120), timeout=30, encoding="utf-8", env={**os.environ, "TERM": "xterm"},
+        dimensions=(200, 120), timeout=60, encoding="utf-8", env={**os.environ, "TERM": "xterm"},
     )  # fmt: skip
     watching.expect_exact("Ctrl-C ends")
     watching.expect_exact("visited-a")
