@@ -16,10 +16,12 @@ PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping str
             charon-systemd libstrongswan-standard-plugins libcharon-extra-plugins openssl tshark \
             tcpdump
 
-# Tests of whole daemons with charon, which take as long as all other kernel tests together; and
-# labs that are measured, or look for anything left behind, so that nothing may run beside them.
-DAEMONS := $(foreach name,mobility_modes key_management rendered_deployment charon_shortfalls \
-             handover_interruption,tests/kernel/test_$(name).py) $(wildcard tests/kernel/test_daemon_*.py)
+# Tests of whole daemons with charon, in a guest of their own; those of every restart and every
+# mobility mode take as long as all others together, so they are no part of `make test`; and labs that
+# are measured, or look for anything left behind, so that nothing may run beside them.
+DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) tests/kernel/test_rendered_deployment.py
+LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
+                handover_interruption,tests/kernel/test_$(name).py)
 ALONE := $(foreach name,nat_handover faults userspace,tests/lab/test_$(name).py)
 
 # What tests need beyond that: a browser that judges the HTML report, routers that advertise, and
@@ -74,11 +76,16 @@ test-userspace: install
 
 test-kernel: install
 	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q \
-	  $(filter-out $(DAEMONS),$(wildcard tests/kernel/test_*.py))
+	  $(filter-out $(DAEMONS) $(LIFECYCLES),$(wildcard tests/kernel/test_*.py))
 
 # Whole daemons and charons in the guest, standing and falling.
 test-daemons: install
 	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q $(DAEMONS)
+
+# Charons and daemons killed and started, rekeyed, reauthenticated; every mobility mode; what stock
+# charon lacks still. A quarter of an hour.
+test-lifecycles: install
+	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q $(LIFECYCLES)
 
 test-faults: install
 	$(BIN)/pytest -q tests/lab/test_faults.py
