@@ -1,5 +1,6 @@
 # make lab    the main job: a secured MN/HA pair, a handover behind a NAT, a report
-# make test   all tests: unit tests, kernel tests inside a guest kernel, whole labs (25 minutes)
+# make test   unit tests, kernel tests inside a guest kernel, the handover, faults (10 minutes);
+#             test-all: every lab file, whole daemons, other kernels, too (45 minutes)
 # make lint   ruff and mypy strict
 #
 # Everything these need is installed first, where it is missing: Debian packages by apt-get (as
@@ -16,19 +17,18 @@ PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping str
             charon-systemd libstrongswan-standard-plugins libcharon-extra-plugins openssl tshark \
             tcpdump
 
-# Tests of whole daemons with charon, in a guest of their own; those of every restart and every
-# mobility mode take as long as all others together, so they are no part of `make test`; and labs that
-# are measured, or look for anything left behind, so that nothing may run beside them.
+# Tests of whole daemons with charon, and of every restart and mobility mode, have guests of their own.
+# Labs that are measured, or look for anything left behind, have nothing beside them.
 DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) tests/kernel/test_rendered_deployment.py
 LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
                 handover_interruption,tests/kernel/test_$(name).py)
 ALONE := $(foreach name,nat_handover faults userspace,tests/lab/test_$(name).py)
 
-# What tests need beyond that: a browser that judges the HTML report, routers that advertise, and
-# Debian's stock kernel under QEMU.
+# What tests need beyond that: a browser that judges the HTML report (unit tests, too), routers that
+# advertise, and Debian's stock kernel under QEMU.
 TEST_PACKAGES := chromium radvd qemu-system-x86 linux-image-amd64 busybox-static
 
-.PHONY: lab test test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults bench lint install packages clean
+.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -38,23 +38,25 @@ help:
 lab: install
 	$(BIN)/dsmip-ipsec lab run labs/nat-handover.toml --out $(OUT) --export-keys --html
 
-# The handover is run alone, since it is measured. Labs and kernel tests then have a guest and a core
-# each, two at a time. What is run side by side is printed when it is done.
+# The handover is run alone, since it is measured; kernel tests and faults have a guest and a core
+# each. What is run side by side is printed when it is done.
 test: install
 	$(MAKE) test-unit
 	$(MAKE) test-handover
-	@echo "Now labs, then kernel tests and faults, two guests at a time."
+	$(MAKE) test-userspace
+	@echo "Now kernel tests and faults, side by side: six minutes."
+	$(MAKE) -j2 --output-sync=target test-kernel test-faults
+
+# And what takes longer: every lab, whole daemons, every restart. Three quarters of an hour.
+test-all: test
 	$(MAKE) test-labs
-	$(MAKE) -j2 --output-sync=target test-daemons test-kernel-and-faults
+	$(MAKE) -j2 --output-sync=target test-daemons test-lifecycles
 
-.PHONY: test-kernel-and-faults
-test-kernel-and-faults: install
-	$(MAKE) test-kernel
-	$(MAKE) test-faults
-
-test test-unit test-labs test-daemons test-qemu: PACKAGES += $(TEST_PACKAGES)
+test-unit: PACKAGES += chromium
+test-labs test-daemons test-qemu test-all: PACKAGES += $(TEST_PACKAGES)
 test-unit: install
-	$(BIN)/pytest -q -n 2 tests/unit tests/conformance tests/mutations
+	$(BIN)/pytest -q -n 2 tests/unit tests/conformance tests/mutations \
+	  --ignore tests/unit/test_qemu_boot.py
 
 test-handover: install
 	$(BIN)/pytest -q tests/lab/test_nat_handover.py
@@ -66,8 +68,8 @@ test-qemu: install
 # Every lab file, sessions, the command line, other kernels; and docs/examples with the package
 # installed from its wheel.
 test-labs: install
-	$(BIN)/pytest -q -n 2 --dist worksteal $(filter-out $(ALONE),$(wildcard tests/lab/test_*.py))
-	$(MAKE) test-userspace
+	$(BIN)/pytest -q -n 2 --dist worksteal tests/unit/test_qemu_boot.py \
+	  $(filter-out $(ALONE),$(wildcard tests/lab/test_*.py))
 
 # On this machine's own kernel, which needs no ESP for it, but root; else in a guest.
 test-userspace: install
