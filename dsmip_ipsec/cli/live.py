@@ -20,6 +20,7 @@ from dsmip_ipsec.kernel.tunnels import PlainTunnels
 from dsmip_ipsec.mobility.types import Binding, OuterAddress
 from dsmip_ipsec.node.config import HomeAgentConfig, MobileNodeConfig, load
 from dsmip_ipsec.node.control import ControlError, call
+from dsmip_ipsec.node.native import kernel_headers
 from dsmip_ipsec.wire.ip import DSMIP_PORT
 
 TIMEOUT_S = 5.0
@@ -70,10 +71,12 @@ def _peerings(path: Path) -> tuple[Path, tuple[Peering, ...]]:
         raise ConfigError(f"not TOML: {error}", path=path) from error
     if "mobile_nodes" in keys:
         agent = load(path, HomeAgentConfig)
-        kind, socket, peerings = agent.ipsec, agent.control_socket, agent.peerings()
+        kind, socket = agent.ipsec, agent.control_socket
+        peerings = agent.peerings(native=kernel_headers(agent))
     else:
         node = load(path, MobileNodeConfig)
-        kind, socket, peerings = node.ipsec, node.control_socket, (node.peering(),)
+        kind, socket = node.ipsec, node.control_socket
+        peerings = (node.peering(native=kernel_headers(node)),)
     if kind != "kernel":
         raise ConfigError(
             "this daemon applies IPsec itself: there is nothing of it in the kernel",
