@@ -17,9 +17,11 @@ PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping str
             charon-systemd libstrongswan-standard-plugins libcharon-extra-plugins openssl tshark \
             tcpdump
 
-# Tests of whole daemons with charon, and of every restart and mobility mode, have guests of their own.
+# Tests of whole daemons with charon and some other long ones, and of every restart and mobility mode,
+# have guests of their own, and are `make test-all`'s.
 # Labs that are measured, or look for anything left behind, have nothing beside them.
-DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) tests/kernel/test_rendered_deployment.py
+DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) \
+           $(foreach name,rendered_deployment plan_commands plain_tunnels,tests/kernel/test_$(name).py)
 LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
                 handover_interruption,tests/kernel/test_$(name).py)
 ALONE := $(foreach name,nat_handover faults userspace,tests/lab/test_$(name).py)
