@@ -12,7 +12,10 @@ A mobile node's table layout:
   They have a table of their own, looked at before the main one's default routes, which a router
   advertisement or a DHCP client may put there at any time; anything more special in the main table
   (links, host routes) goes first. Policies take payload before it gets to the TUN; what none takes
-  ends there, not on a link.
+  ends there, not on a link;
+* behind all that, what comes from a home address is unreachable, unless the mobile node is at home:
+  before the first binding and after the last one there are no policies, and a default route in the
+  main table would lead it out in clear.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,7 @@ RULE_ATTACHMENT = 5540
 RULE_SIGNALLING = 5550
 RULE_SPECIAL = 5570
 RULE_PAYLOAD = 5571
+RULE_NOT_AT_HOME = 5572
 UNREACHABLE_METRIC = 55550
 # Behind routes into tunnels without IPsec (ipsec.plain_tunnels).
 PAYLOAD_METRIC = 55550
@@ -100,14 +104,15 @@ class Routing:
             return
         for attachment in list(self._attachments):
             await self.detach(attachment)
-        await self.not_at_home()
+        for address in self._at_home:
+            await self._undo(self._ipr.addr("del", **address))
         for rule in self._rules:
             await self._undo(self._ipr.rule("del", **rule))
         for route in self._routes.values():
             await self._undo(self._ipr.route("del", **route))
         for address in self._addresses:
             await self._undo(self._ipr.addr("del", **address))
-        self._rules, self._routes, self._addresses = [], {}, []
+        self._rules, self._routes, self._addresses, self._at_home = [], {}, [], []
         self._ipr.close()
         self._ipr = None
 
@@ -160,6 +165,7 @@ class Routing:
                     spec["flags"] = _HOME_ADDRESS_FLAGS
                 await self._ipr.addr("replace", **spec)
                 self._addresses.append(spec)
+                await self._rule(_not_at_home(address))
 
     async def payload(self, tun: str, addresses: list[Address]) -> None:
         """Lead payload into the TUN, hence under the policies: call this when they stand."""
@@ -276,6 +282,10 @@ class Routing:
         async with _errors(f"can't configure home addresses on {interface}"):
             index = await self._index(interface)
             for address, length in addresses:
+                away = _not_at_home(address)
+                if away in self._rules:
+                    self._rules.remove(away)
+                    await self._ipr.rule("del", **away)
                 spec: dict[str, Any] = {
                     "index": index,
                     "address": str(address),
@@ -288,10 +298,12 @@ class Routing:
                 self._at_home.append(spec)
 
     async def not_at_home(self) -> None:
-        """Take them away again. Idempotent."""
-        for spec in self._at_home:
+        """Take them away again. Idempotent. Raises KernelError."""
+        at_home, self._at_home = self._at_home, []
+        for spec in at_home:
+            async with _errors(f"can't keep {spec['address']} off visited links"):
+                await self._rule(_not_at_home(ip_address(spec["address"])))
             await self._undo(self._ipr.addr("del", **spec))
-        self._at_home = []
 
     async def leave(self) -> None:
         """Forget the routes to the home agent. Idempotent."""
@@ -333,6 +345,16 @@ def _payload_rules(family: int) -> list[dict[str, Any]]:
         {"family": family, "table": 254, "priority": RULE_SPECIAL, "suppress_prefixlen": 0},
         {"family": family, "table": PAYLOAD_TABLE, "priority": RULE_PAYLOAD},
     ]
+
+
+def _not_at_home(address: Address) -> dict[str, Any]:
+    return {
+        "family": _family(address),
+        "src": str(address),
+        "src_len": address.max_prefixlen,
+        "action": "unreachable",
+        "priority": RULE_NOT_AT_HOME,
+    }
 
 
 def _accept_ipv6(interface: str) -> None:
