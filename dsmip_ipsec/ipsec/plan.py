@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from dsmip_ipsec.ipsec.desired import DesiredState
 from dsmip_ipsec.ipsec.model import (
@@ -84,22 +84,43 @@ def plan(current: DesiredState, wanted: DesiredState) -> tuple[Operation, ...]:
         "IKE has negotiated it",
     )
     operations += _moves(current.placed, wanted.placed)
-    operations += _new_extensions(current, wanted)
+    operations += _put(
+        current.extensions, wanted.extensions, _EXTENSIONS,
+        (Verb.ADD_EXTENSION, "BU and BA travel natively over IPv6"),
+        (Verb.UPDATE_EXTENSION, "the next BU leaves from another care-of address"),
+    )  # fmt: skip
     for key, policy in want.items():
         old = have.get(key)
         if old is None:
             operations.append(Operation(Verb.ADD_POLICY, policy, *_why(policy)))
         elif old != policy:
             operations.append(Operation(Verb.UPDATE_POLICY, policy, *_why(policy), old))
-    operations += _new_tunnels(current, wanted)
-    operations += _old_routes(current, wanted)
+    # Tunnels, then the routes into them.
+    operations += _put(
+        current.tunnels, wanted.tunnels, _TUNNELS,
+        (Verb.ADD_TUNNEL, "unprotected payload goes by a tunnel"),
+        (Verb.UPDATE_TUNNEL, "the mobile node is elsewhere"),
+    )  # fmt: skip
+    operations += _put(
+        current.routes, wanted.routes, _TUNNELS,
+        (Verb.ADD_ROUTE, "payload goes into the tunnel"),
+        (Verb.UPDATE_ROUTE, "the home address is another one"),
+    )  # fmt: skip
+    operations += _remove(
+        Verb.DELETE_ROUTE, current.routes, wanted.routes, "no longer wanted", _TUNNELS
+    )
     operations += [
         Operation(Verb.DELETE_POLICY, policy, "no longer wanted", _reference(policy))
         for key, policy in have.items()
         if key not in want
     ]
-    operations += _old_tunnels(current, wanted)
-    operations += _old_extensions(current, wanted)
+    operations += _remove(
+        Verb.DELETE_TUNNEL, current.tunnels, wanted.tunnels, "no longer wanted", _TUNNELS
+    )
+    operations += _remove(
+        Verb.DELETE_EXTENSION, current.extensions, wanted.extensions,
+        "no BU leaves natively any more", _EXTENSIONS,
+    )  # fmt: skip
     operations += _associations(
         Verb.DELETE_ASSOCIATION,
         (sa for key, sa in have_sas.items() if key not in want_sas),
@@ -114,69 +135,33 @@ def plan(current: DesiredState, wanted: DesiredState) -> tuple[Operation, ...]:
     return tuple(operations)
 
 
-def _new_extensions(current: DesiredState, wanted: DesiredState) -> list[Operation]:
-    have = {state.key: state for state in current.extensions}
+Keyed = TypeVar("Keyed", ExtensionState, Tunnel, TunnelRoute)
+
+
+def _put(
+    current: Iterable[Keyed],
+    wanted: Iterable[Keyed],
+    reference: str,
+    add: tuple[Verb, str],
+    update: tuple[Verb, str],
+) -> list[Operation]:
+    """What is missing, and what is another; ``add`` and ``update`` are verbs and reasons."""
+    have = {one.key: one for one in current}
     operations = []
-    for state in wanted.extensions:
-        old = have.get(state.key)
+    for one in wanted:
+        old = have.get(one.key)
         if old is None:
-            reason = "BU and BA travel natively over IPv6"
-            operations.append(Operation(Verb.ADD_EXTENSION, state, reason, _EXTENSIONS))
-        elif old != state:
-            reason = "the next BU leaves from another care-of address"
-            operations.append(Operation(Verb.UPDATE_EXTENSION, state, reason, _EXTENSIONS, old))
+            operations.append(Operation(add[0], one, add[1], reference))
+        elif old != one:
+            operations.append(Operation(update[0], one, update[1], reference, old))
     return operations
 
 
-def _old_extensions(current: DesiredState, wanted: DesiredState) -> list[Operation]:
-    want = {state.key for state in wanted.extensions}
-    return [
-        Operation(Verb.DELETE_EXTENSION, state, "no BU leaves natively any more", _EXTENSIONS)
-        for state in current.extensions
-        if state.key not in want
-    ]
-
-
-def _new_tunnels(current: DesiredState, wanted: DesiredState) -> list[Operation]:
-    """Tunnels, then the routes into them."""
-    have = {tunnel.key: tunnel for tunnel in current.tunnels}
-    operations = []
-    for tunnel in wanted.tunnels:
-        old = have.get(tunnel.key)
-        if old is None:
-            reason = "unprotected payload goes by a tunnel"
-            operations.append(Operation(Verb.ADD_TUNNEL, tunnel, reason, _TUNNELS))
-        elif old != tunnel:
-            reason = "the mobile node is elsewhere"
-            operations.append(Operation(Verb.UPDATE_TUNNEL, tunnel, reason, _TUNNELS, old))
-    routes = {route.key: route for route in current.routes}
-    for route in wanted.routes:
-        there = routes.get(route.key)
-        if there is None:
-            reason = "payload goes into the tunnel"
-            operations.append(Operation(Verb.ADD_ROUTE, route, reason, _TUNNELS))
-        elif there != route:
-            reason = "the home address is another one"
-            operations.append(Operation(Verb.UPDATE_ROUTE, route, reason, _TUNNELS, there))
-    return operations
-
-
-def _old_routes(current: DesiredState, wanted: DesiredState) -> list[Operation]:
-    want = {route.key for route in wanted.routes}
-    return [
-        Operation(Verb.DELETE_ROUTE, route, "no longer wanted", _TUNNELS)
-        for route in current.routes
-        if route.key not in want
-    ]
-
-
-def _old_tunnels(current: DesiredState, wanted: DesiredState) -> list[Operation]:
-    want = {tunnel.key for tunnel in wanted.tunnels}
-    return [
-        Operation(Verb.DELETE_TUNNEL, tunnel, "no longer wanted", _TUNNELS)
-        for tunnel in current.tunnels
-        if tunnel.key not in want
-    ]
+def _remove(
+    verb: Verb, current: Iterable[Keyed], wanted: Iterable[Keyed], reason: str, reference: str
+) -> list[Operation]:
+    want = {one.key for one in wanted}
+    return [Operation(verb, one, reason, reference) for one in current if one.key not in want]
 
 
 def _moves(

@@ -18,6 +18,7 @@ import signal
 import socket
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ class Start:
     groups: list[int] = field(default_factory=list)
 
 
-class Guest:
+class Guest(ABC):
     """One guest, one command. ``ready_after_s`` says, once it ran, how long it took to boot.
 
     A kind of guest tells its :attr:`machine` and how it is started.
@@ -183,17 +184,17 @@ class Guest:
     def silence_s(self) -> float:
         return 60.0 * self.pace if self._silence_s is None else self._silence_s
 
+    @abstractmethod
     def find_parts(self) -> None:
         """Look for what must be installed. Raises LabError, with how to install it."""
-        raise NotImplementedError
 
     def parts(self) -> list[Path]:
         """Directories of the host that the guest needs for its own sake."""
         return []
 
+    @abstractmethod
     def start(self, run_dir: Path, mem_dir: Path, user: guest_code.User | None) -> Start:
         """How it is started; ``run_dir/init`` is there. Raises LabError."""
-        raise NotImplementedError
 
     # -- start
 

@@ -20,11 +20,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address
 
 from dsmip_ipsec.errors import KernelError, WireError
 from dsmip_ipsec.kernel.mobility_socket import MobilitySocket, ReceivedMobility
@@ -39,7 +38,8 @@ from dsmip_ipsec.mobility.types import (
     SendMobility,
     SendTunnelled,
 )
-from dsmip_ipsec.wire.ip import DSMIP_PORT, IPPROTO_ESP, IPPROTO_MH, parse_ipv6
+from dsmip_ipsec.node.dsmip_port import DsmipPort, refusal
+from dsmip_ipsec.wire.ip import IPPROTO_ESP, IPPROTO_MH, parse_ipv6
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class SignallingPath:
         )
         self._accepts = accepts
         self._on_message = on_message
-        self._udp: dict[IPAddress, socket.socket] = {}
+        self._port = DsmipPort(self._received, lambda why: self._drop("icmp_error", why))
         self._tun = -1
         self._mobility: MobilitySocket | None = None
         self._protected: ProtectedSocket | None = None
@@ -138,8 +138,7 @@ class SignallingPath:
             loop.add_reader(self._native.fileno(), self._read_native)
 
     def close(self) -> None:
-        for local in list(self._udp):
-            self.unbind(local)
+        self._port.close()
         self._close_sockets()
 
     def _close_sockets(self) -> None:
@@ -156,29 +155,11 @@ class SignallingPath:
 
     def bind(self, local: IPAddress) -> None:
         """Receive and send on port 4191 of ``local``. Idempotent. Raises KernelError."""
-        if local in self._udp:
-            return
-        family = socket.AF_INET if local.version == 4 else socket.AF_INET6
-        udp = socket.socket(family, socket.SOCK_DGRAM)
-        udp.setblocking(False)
-        try:
-            udp.bind((str(local), DSMIP_PORT))
-        except OSError as error:
-            udp.close()
-            raise KernelError(
-                f"can't bind UDP {local} port {DSMIP_PORT}: {error.strerror}",
-                errno=error.errno or 0,
-                hint="is the address configured, and does no other daemon hold the port?",
-            ) from error
-        self._udp[local] = udp
-        asyncio.get_running_loop().add_reader(udp.fileno(), self._read_udp, udp)
+        self._port.bind(local)
 
     def unbind(self, local: IPAddress) -> None:
         """Stop using ``local``. Idempotent."""
-        udp = self._udp.pop(local, None)
-        if udp is not None:
-            asyncio.get_running_loop().remove_reader(udp.fileno())
-            udp.close()
+        self._port.unbind(local)
 
     def send(self, output: SendMobility) -> None:
         """Send what an engine wants sent. A failure is logged and counted: engines retransmit."""
@@ -234,21 +215,12 @@ class SignallingPath:
         else:
             self._counters["signalling.sent"] += 1
 
-    def _read_udp(self, udp: socket.socket) -> None:
-        while True:
-            try:
-                packet, (address, port, *_) = udp.recvfrom(MAX_PACKET)
-            except BlockingIOError:
-                return
-            except OSError as error:  # an ICMP error for something sent before
-                self._drop("icmp_error", str(error.strerror))
-                continue
-            outer = OuterAddress(ip_address(address), port)
-            if self.on_payload is not None and self._is_payload(packet):
-                self.on_payload(packet, outer)
-                continue
-            self._counters["signalling.udp_received"] += 1
-            self._inject(packet, outer)
+    def _received(self, packet: bytes, outer: OuterAddress) -> None:
+        if self.on_payload is not None and self._is_payload(packet):
+            self.on_payload(packet, outer)
+            return
+        self._counters["signalling.udp_received"] += 1
+        self._inject(packet, outer)
 
     def _is_payload(self, packet: bytes) -> bool:
         """RFC 5555 §4.2: the first four bits tell the family of what follows the UDP header."""
@@ -266,10 +238,7 @@ class SignallingPath:
     def send_payload(self, packet: bytes, local: IPAddress, remote: OuterAddress) -> None:
         """Send an IP packet as it is in UDP. Raises OSError, KernelError if ``local`` isn't
         bound."""
-        udp = self._udp.get(local)
-        if udp is None:
-            raise KernelError(f"{local} is no longer bound", hint="the next binding has another")
-        udp.sendto(packet, (str(remote.address), remote.port))
+        self._port.send(packet, local, remote)
 
     def send_tunnelled(self, output: SendTunnelled) -> None:
         """Send a Mobility Header as payload of the home address: its routes and policies lead it
@@ -299,19 +268,11 @@ class SignallingPath:
 
     def _inject(self, packet: bytes, outer: OuterAddress | NativeArrival) -> None:
         """Hand a received inner packet to ESP, or say why not."""
-        try:
-            header, _ = parse_ipv6(packet)
-        except WireError as error:
-            self._drop("not_ipv6", f"from {outer}: {error.message}")
+        refused = refusal(packet, self._accepts)
+        if refused is not None:
+            self._drop(refused[0], f"from {outer}: {refused[1]}")
             return
-        if header.next_header != IPPROTO_ESP:
-            # RFC 5555 §5: the binding update MUST be protected using ESP transport mode.
-            what = "unprotected" if header.next_header == IPPROTO_MH else "not_esp"
-            self._drop(what, f"from {outer}: next header {header.next_header}")
-            return
-        if not self._accepts(header.source, header.destination):
-            self._drop("foreign", f"from {outer}: {header.source} -> {header.destination}")
-            return
+        header, _ = parse_ipv6(packet)
         token = self._marks.issue(outer, asyncio.get_running_loop().time())
         assert self._mobility is not None, "open() comes first"
         try:
@@ -400,12 +361,10 @@ class SignallingPath:
         if isinstance(route, NativeRoute):
             self._send_native(packet, route)
             return
-        udp = self._udp.get(route.local)
-        if udp is None:
-            self._drop("local_gone", f"{route.local} is no longer bound")
-            return
         try:
-            udp.sendto(_without_label(packet), (str(route.remote.address), route.remote.port))
+            self._port.send(_without_label(packet), route.local, route.remote)
+        except KernelError as error:
+            self._drop("local_gone", error.message)
         except OSError as error:
             self._drop("send_failed", f"from {route.local}: {error.strerror}")
         else:

@@ -13,21 +13,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from dsmip_ipsec.errors import KernelError, WireError
+from dsmip_ipsec.errors import KernelError
 from dsmip_ipsec.kernel.tun import MAX_PACKET, TUN_NAME, open_tun
 from dsmip_ipsec.mobility.types import MobilityPacket, OuterAddress, SendMobility
+from dsmip_ipsec.node.dsmip_port import DsmipPort, refusal
 from dsmip_ipsec.userspace.engine import Engine, Mapping
 from dsmip_ipsec.userspace.outcome import Drop
 from dsmip_ipsec.userspace.outside import Outside
 from dsmip_ipsec.wire.ip import (
-    DSMIP_PORT,
-    IPPROTO_ESP,
     IPPROTO_MH,
     IPv6Header,
     build_ipv6,
@@ -64,7 +62,7 @@ class UserspacePath:
         self._on_mapping = on_mapping
         self._keeps_alive = keeps_alive
         self._outside = Outside(self._from_outside)
-        self._udp: dict[IPv4Address, socket.socket] = {}
+        self._port = DsmipPort(self._received, lambda why: self._drop("icmp_error", why))
         self._tun = -1
         self._keepalive: asyncio.TimerHandle | None = None
         self._counters: Counter[str] = Counter()
@@ -96,8 +94,7 @@ class UserspacePath:
         if self._keepalive is not None:
             self._keepalive.cancel()
             self._keepalive = None
-        for local in list(self._udp):
-            self.unbind(local)
+        self._port.close()
         self._outside.close()
         if self._tun >= 0:
             loop.remove_reader(self._tun)
@@ -106,32 +103,17 @@ class UserspacePath:
 
     def bind(self, local: IPv4Address) -> None:
         """Use ports 4191 and 4500 of ``local``. Idempotent. Raises KernelError."""
-        if local in self._udp:
-            return
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        udp.setblocking(False)
+        self._port.bind(local)
         try:
-            udp.bind((str(local), DSMIP_PORT))
             self._outside.bind(local)
-        except (OSError, KernelError) as error:
-            udp.close()
-            if isinstance(error, KernelError):
-                raise
-            raise KernelError(
-                f"can't bind UDP {local}:{DSMIP_PORT}: {error.strerror}",
-                errno=error.errno or 0,
-                hint="is the address configured, and does no other daemon hold the port?",
-            ) from error
-        self._udp[local] = udp
-        asyncio.get_running_loop().add_reader(udp.fileno(), self._read_udp, udp)
+        except KernelError:
+            self._port.unbind(local)
+            raise
 
     def unbind(self, local: IPv4Address) -> None:
         """Stop using ``local``. Idempotent."""
         self._outside.unbind(local)
-        udp = self._udp.pop(local, None)
-        if udp is not None:
-            asyncio.get_running_loop().remove_reader(udp.fileno())
-            udp.close()
+        self._port.unbind(local)
 
     def announce(self) -> None:
         """Send a dummy packet by each SA that may be used to send (RFC 4303 §2.6): it opens a NAT
@@ -141,8 +123,7 @@ class UserspacePath:
 
     def send(self, output: SendMobility) -> None:
         """Send what an engine wants sent. A failure is logged and counted: engines retransmit."""
-        udp = self._udp.get(output.local) if isinstance(output.local, IPv4Address) else None
-        if output.remote is None or udp is None:
+        if output.remote is None or not isinstance(output.local, IPv4Address):
             self._drop("native_unsupported", "user-space IPsec signals over IPv4 only")
             return
         header = IPv6Header(output.source, output.destination, IPPROTO_MH)
@@ -152,7 +133,9 @@ class UserspacePath:
             return
         try:
             for packet in protected:
-                udp.sendto(packet, (str(output.remote.address), output.remote.port))
+                self._port.send(packet, output.local, output.remote)
+        except KernelError as error:
+            self._drop("local_gone", error.message)
         except OSError as error:
             self._drop("send_failed", f"from {output.local}: {error.strerror}")
         else:
@@ -160,31 +143,11 @@ class UserspacePath:
 
     # Signalling, inbound -------------------------------------------------------------------------
 
-    def _read_udp(self, udp: socket.socket) -> None:
-        for _ in range(_BURST):
-            try:
-                packet, (address, port) = udp.recvfrom(MAX_PACKET)
-            except BlockingIOError:
-                return
-            except OSError as error:  # an ICMP error for something sent before
-                self._drop("icmp_error", str(error.strerror))
-                continue
-            self._received(packet, OuterAddress(IPv4Address(address), port))
-
     def _received(self, packet: bytes, outer: OuterAddress) -> None:
         self._counters["signalling.udp_received"] += 1
-        try:
-            header, _ = parse_ipv6(packet)
-        except WireError as error:
-            self._drop("not_ipv6", f"from {outer}: {error.message}")
-            return
-        if header.next_header != IPPROTO_ESP:
-            # RFC 5555 §5: the binding update MUST be protected using ESP transport mode.
-            what = "unprotected" if header.next_header == IPPROTO_MH else "not_esp"
-            self._drop(what, f"from {outer}: next header {header.next_header}")
-            return
-        if not self._accepts(header.source, header.destination):
-            self._drop("foreign", f"from {outer}: {header.source} -> {header.destination}")
+        refused = refusal(packet, self._accepts)
+        if refused is not None:
+            self._drop(refused[0], f"from {outer}: {refused[1]}")
             return
         plain = self._engine.inbound(packet)
         if isinstance(plain, Drop):
