@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,20 @@ def kernel_obstacle() -> str:
     lacking = [item for item in probe(["esp4", "esp6"]) if item.status != "ok"]
     reasons = "; ".join(f"{item.title}: {item.reason}" for item in lacking)
     return f"This kernel can't run kernel tests ({reasons})." if lacking else ""
+
+
+@pytest.fixture
+def own_tmp(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A directory for everything temporary that a test's labs make: what they leave behind can be
+    told from what other labs have, and there mustn't be any."""
+    from lab_runs import assert_nothing_left  # beside the tests that use this
+
+    tmp_path_factory.getbasetemp()  # pytest's own are elsewhere
+    with tempfile.TemporaryDirectory(prefix="dsmip-test-") as name:
+        Path(name).chmod(0o755)  # a guest's user looks into it
+        monkeypatch.setenv("TMPDIR", name)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield Path(name)
+        assert_nothing_left(Path(name), within_s=20)

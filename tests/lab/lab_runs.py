@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,3 +68,20 @@ def run_lab(lab: Path | str, out: Path, *options: str, **settings: Any) -> LabRu
         **settings,
     )
     return LabRun(result.returncode, result.stdout, out)
+
+
+def assert_nothing_left(directory: Path, *, within_s: float = 0.0) -> None:
+    """No guest, no lab and no directory of theirs below ``directory`` (the fixture own_tmp's),
+    but for the directory in which a user's standing labs are registered."""
+    deadline = time.monotonic() + within_s
+    while True:
+        processes = subprocess.run(
+            ["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        left = [str(path) for path in directory.iterdir()]
+        left += [line for line in processes if str(directory) in line]
+        left = [found for found in left if not found.endswith(f"dsmip-ipsec-{os.geteuid()}")]
+        if not left or time.monotonic() >= deadline:
+            assert left == []
+            return
+        time.sleep(0.1)

@@ -8,43 +8,16 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
-import pytest
-from lab_runs import LABS
+from lab_runs import LABS, assert_nothing_left
 
 from dsmip_ipsec.lab import cleanup, held
 
 LIMIT_S = 150
 COMMAND = (sys.executable, "-m", "dsmip_ipsec", "lab")
-
-
-@pytest.fixture
-def own_tmp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory for everything temporary, which must be empty in the end."""
-    with tempfile.TemporaryDirectory(prefix="dsmip-test-") as name:
-        Path(name).chmod(0o755)  # a guest's user looks into it
-        monkeypatch.setenv("TMPDIR", name)
-        monkeypatch.setattr(tempfile, "tempdir", None)
-        yield Path(name)
-
-
-def assert_nothing_left(directory: Path) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        processes = subprocess.run(
-            ["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        left = [*directory.iterdir(), *(line for line in processes if str(directory) in line)]
-        left = [found for found in left if not str(found).endswith(f"dsmip-ipsec-{os.geteuid()}")]
-        if not left or time.monotonic() > deadline:
-            assert left == []
-            return
-        time.sleep(0.1)
 
 
 def lab(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -83,7 +56,7 @@ def test_a_whole_life(tmp_path: Path, own_tmp: Path) -> None:
         lab("down", name)
     assert json.loads((out / "record.json").read_text())["verdict"] == "passed"
     assert name not in [journal.run for journal in cleanup.runs()]
-    assert_nothing_left(own_tmp)
+    assert_nothing_left(own_tmp, within_s=20)
 
 
 def run(name: str) -> None:
@@ -178,7 +151,7 @@ def test_a_killed_holder_leaves_nothing_after_down(own_tmp: Path) -> None:
     assert f"lab down {name}".encode() in done.stderr
     said("down", name)
     assert name not in [journal.run for journal in cleanup.runs()]
-    assert_nothing_left(own_tmp)
+    assert_nothing_left(own_tmp, within_s=20)
 
 
 def test_an_interrupted_up_and_a_terminated_holder(own_tmp: Path) -> None:
@@ -192,7 +165,7 @@ def test_an_interrupted_up_and_a_terminated_holder(own_tmp: Path) -> None:
     starting.send_signal(signal.SIGINT)
     starting.communicate(timeout=60)
     assert starting.returncode == 130
-    assert_nothing_left(own_tmp)
+    assert_nothing_left(own_tmp, within_s=20)
 
     name = up()
     (owner,) = (journal.owner for journal in cleanup.runs() if journal.run == name)
@@ -200,4 +173,4 @@ def test_an_interrupted_up_and_a_terminated_holder(own_tmp: Path) -> None:
     os.kill(owner.pid, signal.SIGTERM)
     assert cleanup.wait(owner, wait_s=40)
     assert name not in [journal.run for journal in cleanup.runs()]
-    assert_nothing_left(own_tmp)
+    assert_nothing_left(own_tmp, within_s=20)

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,30 +15,6 @@ from lab_runs import LABS
 from dsmip_ipsec.errors import ConfigError, DsmipError, LabError
 from dsmip_ipsec.lab.record import load
 from dsmip_ipsec.lab.session import LabSession
-
-
-@pytest.fixture
-def own_tmp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory for everything temporary, which must be empty in the end."""
-    with tempfile.TemporaryDirectory(prefix="dsmip-test-") as name:
-        Path(name).chmod(0o755)  # a guest's user looks into it
-        monkeypatch.setenv("TMPDIR", name)
-        monkeypatch.setattr(tempfile, "tempdir", None)
-        yield Path(name)
-        _assert_nothing_left(Path(name))
-
-
-def _assert_nothing_left(directory: Path) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        processes = subprocess.run(
-            ["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        left = [*directory.iterdir(), *(line for line in processes if str(directory) in line)]
-        if not left or time.monotonic() > deadline:
-            assert left == []
-            return
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
