@@ -179,8 +179,10 @@ def driver(
     cwd: str = "/",
     visible: Sequence[Path] = (),
     python: tuple[str, dict[str, str]] | None = None,
+    within: Sequence[str] = (),
 ) -> Iterator[Driver]:
-    """A process that runs ``argv`` in a guest; ``user`` None: as who we are."""
+    """A process that runs ``argv`` in a guest; ``user`` None: as who we are. ``within``: a command
+    that runs the process somewhere else."""
     # Not pytest's tmp_path: its parents are closed to other users.
     directory = Path(tempfile.mkdtemp(prefix="guest-test-"))
     (directory / "tmp").mkdir()
@@ -203,7 +205,7 @@ def driver(
         "visible": [str(path) for path in visible],
     }
     process = subprocess.Popen(
-        [interpreter, "-c", DRIVER, json.dumps(told)],
+        [*within, interpreter, "-c", DRIVER, json.dumps(told)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
