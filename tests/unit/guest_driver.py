@@ -128,7 +128,8 @@ class Driver:
         minutes, and then that is one of the kernel's helpers, whose end nobody notices.
         """
         pids = [p for p, words in self.guest_processes().items() if self.is_kernel(words[0])]
-        return only(pid for pid in pids if parent(pid) not in pids)
+        # 0: one process of the guest's own has ended meanwhile.
+        return only(pid for pid in pids if parent(pid) not in [0, *pids])
 
     def keepers(self) -> list[int]:
         """The keeper and the processes between it and the guest, outermost first."""
