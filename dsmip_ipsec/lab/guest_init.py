@@ -47,7 +47,8 @@ class Mount:
 class Machine:
     """How init finds the host from one kind of guest.
 
-    ``prepare``: commands that must come first. ``bind`` and ``share``: commands that mount a host
+    ``proc``: commands that mount /proc, before all others. ``prepare``: those that must come before
+    any other mount of the host's files. ``bind`` and ``share``: commands that mount a host
     directory at the path that follows, or the share; ``{source}`` is the host's path. The three
     devices are for the output, the heartbeat and the stream; ``terminals``: they are serial lines.
     ``modules``: where directories named after releases are. ``file_backed``: its memory is a file.
@@ -64,21 +65,31 @@ class Machine:
     terminals: bool
     modules: str
     file_backed: bool
+    proc: str = "mount -t proc proc /proc || fail /proc\n"
     prepare: str = ""
     listing: bool = False
     preload: Sequence[str] = ()
 
 
+# Beside init, on the host: mount(8) without its set-uid bit.
+PLAIN_MOUNT = "mount"
+
 UML = Machine(
     name="uml",
-    bind="mount -t hostfs -o ro,{source} none",
-    share="mount -t hostfs -o {source} none",
+    bind="mount -t hostfs -o ro,nosuid,{source} none",
+    share="mount -t hostfs -o nosuid,{source} none",
     output="/dev/ttyS0",
     heartbeat="/dev/ttyS1",
     stream="/dev/ttyS2",
     terminals=True,
     modules="/usr/lib/uml/modules",
     file_backed=True,
+    # In a user namespace the host's programs belong to nobody, and by its set-uid bit mount(8)
+    # would make nobody of the guest's root. All are root here: nothing needs such bits.
+    proc=f"""\
+"${{0%/*}}/{PLAIN_MOUNT}" -t proc proc /proc || fail /proc
+"${{0%/*}}/{PLAIN_MOUNT}" -o remount,bind,ro,nosuid / || fail nosuid
+""",
 )
 
 # The host's root stays within reach below, without what the guest mounts over it.
@@ -155,8 +166,7 @@ exec </dev/null
 # The host ends the guest; PID 1 must not end (that is a kernel panic).
 rest() {{ while :; do sleep 3600; done; }}
 fail() {{ echo "{FAILED_MARK}$*"; rest; }}
-mount -t proc proc /proc || fail /proc
-mount -t sysfs sys /sys || fail /sys
+{machine.proc}mount -t sysfs sys /sys || fail /sys
 grep -q '^devtmpfs /dev ' /proc/mounts || mount -t devtmpfs devtmpfs /dev || fail /dev
 mkdir -p /dev/pts /dev/shm /dev/net
 mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts || fail /dev/pts
