@@ -19,6 +19,10 @@ GUEST_HOME = GUEST_DIR / "home"
 READY_MARK = "dsmip-guest: ready"
 FAILED_MARK = "dsmip-guest: cannot set up: "
 
+# Addresses of documentation (RFC 5737), a key of zeros: it exists for a moment, in a guest.
+_TRIED_SA = "src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x100"
+_TRIED_SA_KEY = f"aead 'rfc4106(gcm(aes))' 0x{bytes(20).hex()} 128"
+
 # What programs expect to be able to write to; the root file system is the host's, read-only.
 TMPFS = (
     ("/run", "0755"),
@@ -53,7 +57,8 @@ class Machine:
     devices are for the output, the heartbeat and the stream; ``terminals``: they are serial lines.
     ``modules``: where directories named after releases are. ``file_backed``: its memory is a file.
     ``listing``: the host's directories must be readable for its user, not only searchable.
-    ``preload``: modules that are loaded where they exist, before the command runs.
+    ``preload``: modules that are loaded where they exist, before the command runs; those of
+    ESP with AES-GCM must be among them, since an SA with it is tried then.
     """
 
     name: str
@@ -90,6 +95,13 @@ UML = Machine(
 "${{0%/*}}/{PLAIN_MOUNT}" -t proc proc /proc || fail /proc
 "${{0%/*}}/{PLAIN_MOUNT}" -o remount,bind,ro,nosuid / || fail nosuid
 """,
+    # What nearly every lab needs. One by one, a shell and modprobe for each, they take longer.
+    preload=(
+        *("veth", "tun", "sch_netem", "xfrm_user", "esp4", "esp6", "mip6"),
+        *("iptable_nat", "iptable_filter", "xt_MASQUERADE", "xt_conntrack"),
+        *("gcm", "ghash_generic", "ctr", "seqiv"),
+        *("drbg", "hmac", "sha512_generic", "jitterentropy_rng"),
+    ),
 )
 
 # The host's root stays within reach below, without what the guest mounts over it.
@@ -146,7 +158,14 @@ def render_init(spec: InitSpec) -> str:
     )
     preload = ""
     if machine.preload:
-        preload = f"{GUEST_DIR}/bin/modprobe -q -a {' '.join(machine.preload)} || :\n"
+        # The crypto API composes an SA's algorithm once, and asks modprobe for every part's
+        # alternatives: in vain, so nobody is asked meanwhile.
+        preload = f"""\
+{GUEST_DIR}/bin/modprobe -q -a {" ".join(machine.preload)} || :
+echo >/proc/sys/kernel/modprobe
+{{ ip xfrm state add {_TRIED_SA} {_TRIED_SA_KEY} &&
+ip xfrm state delete {_TRIED_SA}; }} 2>/dev/null || :
+"""
     share = machine.share.format(source=shlex.quote(str(spec.share)))
     covers: list[Path] = []
     lines: list[str] = []
@@ -191,8 +210,8 @@ case "$*" in *crypto-*'('*|*crypto-*-all) exit 1;; esac
 exec /sbin/modprobe -d {GUEST_DIR}/modules "$@"
 END
 chmod 0755 {GUEST_DIR}/bin/modprobe
-echo {GUEST_DIR}/bin/modprobe >/proc/sys/kernel/modprobe || fail modprobe
-{preload}# A module in UML, and not loaded by the first IPv6 SA, address or policy.
+{preload}echo {GUEST_DIR}/bin/modprobe >/proc/sys/kernel/modprobe || fail modprobe
+# A module in UML, and not loaded by the first IPv6 SA, address or policy.
 [ -d /proc/sys/net/ipv6 ] || {GUEST_DIR}/bin/modprobe ipv6 || fail ipv6
 echo {shlex.quote(spec.hostname)} >/proc/sys/kernel/hostname
 ip link set lo up || fail lo
