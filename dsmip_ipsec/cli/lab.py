@@ -169,6 +169,7 @@ def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep:
 def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace, kernel: str) -> int:
     """Run the same command on a guest kernel, and bring home what it wrote."""
     from dsmip_ipsec.cli.lab_server import say_with_time
+    from dsmip_ipsec.lab import spec
     from dsmip_ipsec.lab.guest import collect_share, prepare_share, run_in_guest_sync
     from dsmip_ipsec.lab.guest_init import GUEST_SHARE
     from dsmip_ipsec.lab.guest_kernel import KERNEL_TITLES, guest_kind
@@ -179,7 +180,7 @@ def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace, kernel: 
         work.chmod(0o711)  # the guest's user must reach its share below
         share = work / "share"
         prepare_share(share)
-        shutil.copyfile(path, share / "lab.toml")
+        (share / "lab.toml").write_text(spec.flat(path), encoding="utf-8")
         command = [
             *(sys.executable, "-m", "dsmip_ipsec", "lab", "run", f"{GUEST_SHARE}/lab.toml"),
             *("--out", f"{GUEST_SHARE}/out"),

@@ -50,8 +50,9 @@ def complete(scenario: Scenario, record: RunRecord, *, export_keys: bool, write:
     return record
 
 
-def open_stream() -> int:
-    """The stream to the client, non-blocking. Raises LabError when there is none."""
+def open_stream() -> tuple[int, bool]:
+    """The stream to the client, non-blocking, and whether a pump is between. Raises LabError when
+    there is none."""
     where = os.environ.pop(STREAM_VARIABLE, "")
     try:
         if where.startswith("fd:"):
@@ -64,7 +65,7 @@ def open_stream() -> int:
         raise LabError(
             f"no stream to serve a lab on ('{where}')", hint="use `dsmip-ipsec lab up`"
         ) from error
-    return descriptor
+    return descriptor, not where.startswith("fd:")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     nursery: Nursery | None = None
     try:
-        stream = open_stream()
+        stream, pumped = open_stream()
         lab = spec.load(arguments.lab)
         nursery = Nursery.start()
         scenario = Scenario(
@@ -92,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             lambda done, record: complete(
                 done, record, export_keys=arguments.export_keys, write=True
             ),
+            pumped=pumped,
         )
         return run_until_signal(server.run())
     except DsmipError as error:

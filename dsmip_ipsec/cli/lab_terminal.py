@@ -17,9 +17,7 @@ from dsmip_ipsec.errors import DsmipError
 from dsmip_ipsec.lab.guest import run_until_signal
 from dsmip_ipsec.lab.held import Held, HeldLab, died
 
-# What is typed goes through a guest's serial line, whose terminal buffer has 4096 characters: more
-# than that at once has been seen to stop the line for good.
-CHUNK = 1024
+CHUNK = 16384
 
 
 def run_piped(lab: Held, node: str, argv: list[str], *, stdin: bool) -> int:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from ..errors import ConfigError, DsmipError, LabError
 from . import spec_checks
-from .guest_stream import read_some, write_all
+from .guest_stream import Acknowledged, write_all
 from .messages import Lines, encode, failure
 from .record import RunRecord
 from .scenario import Scenario
@@ -32,14 +32,18 @@ Completes = Callable[[Scenario, RunRecord], RunRecord]
 
 
 class LabServer:
-    """Serves one lab over ``descriptor``, a non-blocking one that is both read and written.
+    """Serves one lab over ``descriptor``, a non-blocking one that is both read and written;
+    ``pumped``: see :class:`~dsmip_ipsec.lab.guest_stream.Acknowledged`.
 
     ``complete`` gets the record when the lab is down: to add to it, and to write it.
     """
 
-    def __init__(self, scenario: Scenario, descriptor: int, complete: Completes) -> None:
+    def __init__(
+        self, scenario: Scenario, descriptor: int, complete: Completes, *, pumped: bool = False
+    ) -> None:
         self._scenario = scenario
         self._descriptor = descriptor
+        self._pumped = pumped
         self._complete = complete
         self._writing = asyncio.Lock()
         self._stepping = asyncio.Lock()
@@ -78,7 +82,8 @@ class LabServer:
 
     async def _serve(self) -> None:
         lines = Lines()
-        while data := await read_some(self._descriptor):
+        stream = Acknowledged(self._descriptor, pumped=self._pumped)
+        while data := await stream.read():
             for request in lines.feed(data):
                 if request.get("op") == "bye":
                     return

@@ -118,7 +118,7 @@ class LabSession:
                 out = Path(tempfile.mkdtemp(prefix="dsmip-lab-out-"))
             out.mkdir(parents=True, exist_ok=True)
             place = place_for(chosen, work, out / "guest-console.log")
-            shutil.copyfile(path, place.share / "lab.toml")
+            (place.share / "lab.toml").write_text(spec.flat(path), encoding="utf-8")
             made = cls(declared, out, work, say=say)
             made._temporary = out_dir is None and not keep
             made._begin(place, chosen, export_keys)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import tomli_w
 from pydantic import ValidationError
 
 from .. import toml_checks
 from ..errors import ConfigError
 from ..toml_lines import TomlLines
-from . import spec_checks
+from . import extends, spec_checks
 from .spec_models import (
     CorrespondentNode,
     Data,
@@ -43,6 +45,7 @@ __all__ = [
     "Nat",
     "Router",
     "Step",
+    "flat",
     "load",
     "parse",
 ]
@@ -56,9 +59,32 @@ def load(path: Path | str) -> Lab:
     :raises ConfigError: the file can't be read, isn't TOML, has an unknown key, a wrong value, or
         names something that it doesn't declare; with the line where it is.
     """
+    return parse(_read(path), path)
+
+
+def flat(path: Path | str) -> str:
+    """The text of a lab file, or what it and the labs that it extends say together: what can be
+    carried to where those aren't.
+
+    :raises ConfigError: as :func:`load`.
+    """
+    text = _read(path)
+    data = _content(text, path, 0)[0]
+    return text if extends.KEY not in tomllib.loads(text) else tomli_w.dumps(data)
+
+
+def parse(text: str, path: Path | str = "") -> Lab:
+    """:func:`load` for a text; ``path`` is named in errors.
+
+    :raises ConfigError: as :func:`load`.
+    """
+    return _check(*_content(text, path, 0), path)
+
+
+def _read(path: Path | str) -> str:
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise ConfigError(
             f"the lab file can't be read: {error.strerror}",
@@ -69,19 +95,32 @@ def load(path: Path | str) -> Lab:
         raise ConfigError(
             f"not UTF-8 text (octet {error.start})", path=path, hint="save the file as UTF-8"
         ) from None
-    return parse(text, path)
 
 
-def parse(text: str, path: Path | str = "") -> Lab:
-    """:func:`load` for a text; ``path`` is named in errors.
-
-    :raises ConfigError: as :func:`load`.
-    """
+def _content(text: str, path: Path | str, depth: int) -> tuple[dict[str, Any], TomlLines]:
+    """What a lab file says, with what it takes from another, and its lines."""
     try:
         data = tomllib.loads(text)
         lines = TomlLines(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise toml_checks.syntax_error(error, text, path, KIND) from None
+    if extends.KEY not in data:
+        return data, lines
+    base = extends.base_path(data[extends.KEY], path, lines)
+    if depth == extends.MAX_DEPTH:
+        raise ConfigError(
+            f"labs extend one another more than {depth} times",
+            path=path,
+            line=lines.line_of((extends.KEY,)),
+            hint="does one extend itself?",
+        )
+    found, its_lines = _content(_read(base), base, depth + 1)
+    _check(found, its_lines, base)
+    whole, steps = extends.merged(found, data, path, lines)
+    return whole, extends.Merged(text, steps)
+
+
+def _check(data: dict[str, Any], lines: TomlLines, path: Path | str) -> Lab:
     try:
         lab = Lab.model_validate(data)
     except ValidationError as error:

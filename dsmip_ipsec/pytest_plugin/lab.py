@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from dsmip_ipsec.errors import ConfigError, DsmipError, LabError
+from dsmip_ipsec.errors import DsmipError, LabError
 from dsmip_ipsec.lab.record import (
     Expectation,
     LinkSummary,
@@ -78,7 +78,9 @@ class Lab:
 
     def run(self) -> None:
         """Do all steps of the lab file, each with what it expects. Fails and raises as a step."""
-        content = tomllib.loads(self.path.read_text(encoding="utf-8"))
+        from dsmip_ipsec.lab import spec
+
+        content = tomllib.loads(spec.flat(self.path))
         for step in content.get("steps", []):
             self.step(step)
 
@@ -185,16 +187,14 @@ def lab_file(scenario: str, directory: Path, mobility: str | None, scratch: Path
     ``mobility``: a copy in ``scratch`` with another way for the IKE_SA to follow a move. Raises
     ConfigError.
     """
+    from dsmip_ipsec.lab import spec
     from dsmip_ipsec.lab.library import find_lab
 
     beside = directory / scenario
     path = beside if beside.is_file() else find_lab(scenario)
     if mobility is None:
         return path
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the lab file can't be read: {error}", path=path) from error
+    content = tomllib.loads(spec.flat(path))
     content.setdefault("ike", {})["mobility"] = mobility
     copy = scratch / f"{path.stem}-{mobility}.toml"
     copy.write_text(tomli_w.dumps(content), encoding="utf-8")

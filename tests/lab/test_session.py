@@ -52,6 +52,8 @@ def test_a_whole_life(lab: LabSession, out: Path) -> None:
         assert sa.spi in text
     status, text, errors = lab.exec("cn", ["sh", "-c", "cat; echo bad >&2; exit 3"], input="héllo")
     assert (status, text, errors) == (3, "héllo", "bad\n")
+    # More than a guest's serial line can hold at once (guest_stream.py).
+    assert lab.exec("cn", ["wc", "-c"], input="x" * 100_000).out.strip() == "100000"
 
     step = lab.step(
         {

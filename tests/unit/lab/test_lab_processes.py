@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,9 +110,11 @@ async def test_what_a_process_leaves_behind_goes_with_it(
 ) -> None:
     code = f"import subprocess; p = subprocess.Popen({WAIT!r}); print(p.pid, flush=True); p.wait()"
     processes.start("parent", python(code), log=tmp_path / "log")
-    await processes.wait_ready("parent")
-    lines = processes["parent"].last_lines().split()
-    orphan = int(next(line for line in lines if line.isdigit()))
+    await processes.wait_ready("parent")  # the child said so, maybe before its parent said its pid
+    async with asyncio.timeout(10):
+        while not (found := re.search(r"\b\d+\b", processes["parent"].last_lines())):
+            await asyncio.sleep(0.02)
+    orphan = int(found[0])
     assert start_time(orphan) is not None
     await processes.stop("parent")
     await gone(orphan)
