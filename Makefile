@@ -21,7 +21,8 @@ PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping str
 # have guests of their own, and are `make test-all`'s.
 # Labs that are measured, or look for anything left behind, have nothing beside them.
 DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) \
-           $(foreach name,rendered_deployment plan_commands plain_tunnels,tests/kernel/test_$(name).py)
+           $(foreach name,rendered_deployment inventory_fuzz plan_commands plain_tunnels, \
+             tests/kernel/test_$(name).py)
 LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
                 handover_interruption handover_matrix,tests/kernel/test_$(name).py)
 ALONE := $(foreach name,nat_handover faults userspace,tests/lab/test_$(name).py)

@@ -64,8 +64,8 @@ class KeyManagement:
             there=self._check,
             thorough=True,
         )
-        self._connection = ike.connection  # the IKE_SA's
-        self._next = ike.connection  # the one to establish it by
+        self._connection = ike.connection or ike.ipv6_connection  # the IKE_SA's
+        self._next = self._connection  # the one to establish it by
         self._wanted = False
         self._busy = asyncio.Lock()
         self._restoring: asyncio.Task[None] | None = None
@@ -97,10 +97,11 @@ class KeyManagement:
         ``key_mobility``: the K bit of the acknowledgement. Returns when exchanges work again.
         Raises IkeError.
         """
-        if self._ike.ipv6_connection or care_of_address.version == 4:
+        mobike = self._ike.mobility_mode is MobilityMode.MOBIKE
+        if not mobike or self._ike.connection_from(care_of_address):
             self._prefer(care_of_address)
         async with self._busy:
-            if self._ike.mobility_mode is MobilityMode.MOBIKE:
+            if mobike:
                 await self._follow_mobike(care_of_address)
             elif self._next != self._connection:
                 await self._change_family()
@@ -177,13 +178,14 @@ class KeyManagement:
     # Losing and finding ---------------------------------------------------------------------------
 
     def _prefer(self, care_of_address: Address) -> None:
-        connections = {4: self._ike.connection, 6: self._ike.ipv6_connection}
-        self._next = connections[care_of_address.version]
-        if not self._next:
+        connection = self._ike.connection_from(care_of_address)
+        if not connection:
+            key = "connection" if care_of_address.version == 4 else "ipv6_connection"
             raise IkeError(
-                "there is no connection for IKE over IPv6",
-                hint="name one in the daemon's configuration: ike.ipv6_connection",
+                f"there is no connection for IKE over IPv{care_of_address.version}",
+                hint=f"name one in the daemon's configuration: ike.{key}",
             )
+        self._next = connection
 
     async def _establish(self) -> None:
         self._connection = self._next
