@@ -23,12 +23,12 @@ PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping str
 DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) \
            $(foreach name,rendered_deployment plan_commands plain_tunnels,tests/kernel/test_$(name).py)
 LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
-                handover_interruption,tests/kernel/test_$(name).py)
+                handover_interruption handover_matrix,tests/kernel/test_$(name).py)
 ALONE := $(foreach name,nat_handover faults userspace,tests/lab/test_$(name).py)
 
-# What tests need beyond that: a browser that judges the HTML report (unit tests, too), routers that
-# advertise, and Debian's stock kernel under QEMU.
-TEST_PACKAGES := chromium radvd qemu-system-x86 linux-image-amd64 busybox-static
+# What tests need beyond that: a browser that judges the HTML report and a sandbox for guests (unit
+# tests, too), routers that advertise, and Debian's stock kernel under QEMU.
+TEST_PACKAGES := chromium bubblewrap radvd qemu-system-x86 linux-image-amd64 busybox-static
 
 .PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults bench lint install packages clean
 .DEFAULT_GOAL := help
@@ -54,7 +54,7 @@ test-all: test
 	$(MAKE) test-labs
 	$(MAKE) -j2 --output-sync=target test-daemons test-lifecycles
 
-test-unit: PACKAGES += chromium
+test-unit: PACKAGES += chromium bubblewrap
 test-labs test-daemons test-qemu test-all: PACKAGES += $(TEST_PACKAGES)
 test-unit: install
 	$(BIN)/pytest -q -n 2 tests/unit tests/conformance tests/mutations \

@@ -60,6 +60,7 @@ def add_parser(commands: Any) -> None:
         "(neither needs root), or, by default, in place where that works and else in a guest; "
         "given more than once, run on each, below DIR/KERNEL, and compare",
     )
+    lab_standing.add_ipsec(run)
     run.set_defaults(run=run_lab)
 
     lab_standing.add_verbs(verbs)
@@ -75,7 +76,7 @@ def add_parser(commands: Any) -> None:
 
 def run_lab(arguments: argparse.Namespace) -> int:
     """Run a lab in place or in a guest; return the exit status. Raises DsmipError."""
-    from dsmip_ipsec.lab import spec
+    from dsmip_ipsec.lab import ipsec_kind, spec
     from dsmip_ipsec.lab.guest_kernel import choose_kernel
     from dsmip_ipsec.lab.library import find_lab
     from dsmip_ipsec.lab.scenario import KERNEL_KIND_VARIABLE
@@ -86,7 +87,8 @@ def run_lab(arguments: argparse.Namespace) -> int:
 
         return run_on_each(kernels, arguments, run_lab)
     path = find_lab(arguments.lab)
-    spec.load(path)  # its faults are told here, before anything starts
+    # Its faults are told here, before anything starts.
+    ipsec_kind.check(spec.load(path), arguments.ipsec)
     if arguments.export_keys and arguments.out is None:
         raise ConfigError("--export-keys needs --out", hint="say where the keys may be written")
     if arguments.html and arguments.out is None:
@@ -95,7 +97,7 @@ def run_lab(arguments: argparse.Namespace) -> int:
         out = prepare_output(arguments.out, stack)
         keep = arguments.out is not None or arguments.junit is not None
         inside = KERNEL_KIND_VARIABLE in os.environ
-        kernel = "host" if inside else choose_kernel(kernels[0])
+        kernel = "host" if inside else choose_kernel(kernels[0], ipsec=arguments.ipsec)
         if kernel == "host":
             status = _run_in_place(path, out, arguments, keep=keep)
         else:
@@ -148,7 +150,12 @@ def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep:
     say = say_with_time()
     nursery = Nursery.start()
     scenario = Scenario(
-        spec.load(path), out, export_keys=arguments.export_keys, say=say, nursery=nursery
+        spec.load(path),
+        out,
+        export_keys=arguments.export_keys,
+        say=say,
+        nursery=nursery,
+        ipsec=arguments.ipsec,
     )
 
     async def run() -> int:
@@ -185,6 +192,7 @@ def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace, kernel: 
             *(sys.executable, "-m", "dsmip_ipsec", "lab", "run", f"{GUEST_SHARE}/lab.toml"),
             *("--out", f"{GUEST_SHARE}/out"),
             *(["--export-keys"] if arguments.export_keys else []),
+            *("--ipsec", arguments.ipsec),
         ]
         say = say_with_time()
         say(f"booting the guest kernel ({KERNEL_TITLES[kernel]})")

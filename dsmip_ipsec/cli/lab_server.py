@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("lab", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--export-keys", action="store_true")
+    parser.add_argument("--ipsec", default="kernel", choices=("kernel", "userspace"))
     arguments = parser.parse_args(argv)
     nursery: Nursery | None = None
     try:
@@ -86,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             export_keys=arguments.export_keys,
             say=say_with_time(),
             nursery=nursery,
+            ipsec=arguments.ipsec,
         )
         server = LabServer(
             scenario,

@@ -20,7 +20,7 @@ from dsmip_ipsec.ipsec.esp_errors import (
     SequenceExhausted,
 )
 from dsmip_ipsec.ipsec.model import Address, SecurityAssociation
-from dsmip_ipsec.wire.checksum import complement, internet_checksum
+from dsmip_ipsec.wire.checksum import internet_checksum
 from dsmip_ipsec.wire.errors import DecodeError, TruncatedError
 from dsmip_ipsec.wire.exthdr import final_addresses, parse_extension_headers
 from dsmip_ipsec.wire.ip import (
@@ -38,6 +38,7 @@ from dsmip_ipsec.wire.ip import (
     ip_version,
     parse_ipv4,
     parse_ipv6,
+    with_ecn,
 )
 
 _CHAIN: Final = (IPPROTO_HOPOPTS, IPPROTO_ROUTING, IPPROTO_DSTOPTS)
@@ -376,21 +377,8 @@ def from_tunnel(payload: bytes, next_header: int, outer_traffic_class: int, spi:
         if ecn is None:
             raise CongestionError("congestion experienced, and no ECN inside", spi=spi)
         if ecn != inner:
-            payload = _with_ecn(payload, ecn)
+            payload = with_ecn(payload, ecn)
     return payload
-
-
-def _with_ecn(packet: bytes, ecn: int) -> bytes:
-    head = bytearray(packet)
-    if packet[0] >> 4 == 6:
-        head[1] = head[1] & 0xCF | ecn << 4
-        return bytes(head)
-    head[1] = head[1] & 0xFC | ecn
-    # The rest of the header must keep what its checksum said about it (RFC 1624).
-    changed = int.from_bytes(head[10:12], "big") ^ 0xFFFF
-    changed += 0xFFFF - packet[1] + head[1]
-    head[10:12] = complement(changed).to_bytes(2, "big")
-    return bytes(head)
 
 
 def split_udp(packet: bytes, seen: PacketView) -> tuple[int, int, bytes]:

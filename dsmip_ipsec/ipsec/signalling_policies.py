@@ -32,7 +32,7 @@ class TransportPair:
     """The transport SAs of one kind of signalling, as this end uses them.
 
     ``mirrors``: what we add for SAs that IKE could negotiate in tunnel mode only. ``reqid``: of
-    the SAs to use, None without any.
+    the SAs to use, which are of the newest's kind; None without any.
     """
 
     mirrors: tuple[SecurityAssociation, ...]
@@ -42,12 +42,16 @@ class TransportPair:
 def transport_pair(
     peering: Peering, negotiated: list[SecurityAssociation], reqid: int, protocol: int
 ) -> TransportPair:
-    """What IKE negotiated under ``reqid`` for ``protocol`` between home address and home agent."""
+    """What IKE negotiated under ``reqid``, newest first, for ``protocol`` between home address and
+    home agent."""
     found = [sa for sa in negotiated if reqid != 0 and sa.reqid == reqid]
     mirrors = tuple(_mirror(peering, sa, protocol) for sa in found if sa.mode is Mode.TUNNEL)
-    if mirrors:
-        return TransportPair(mirrors, peering.reqids.mirror)
-    return TransportPair((), reqid if found else None)
+    if not found:
+        return TransportPair((), None)
+    # Of both kinds at once, as in a move to another family, the older one may be the other end's no
+    # longer: where its way is gone, nobody can tell this end that it was deleted.
+    mirrored = found[0].mode is Mode.TUNNEL
+    return TransportPair(mirrors, peering.reqids.mirror if mirrored else reqid)
 
 
 def _mirror(

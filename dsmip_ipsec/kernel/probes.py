@@ -106,12 +106,19 @@ LAB_NEEDS: tuple[tuple[str, ...], ...] = (
     ("nat_iptables", "nat_nft"),
 )
 
+# And with IPsec in the daemons. (Where netem is missing a relay of the lab's delays packets.)
+USERSPACE_LAB_NEEDS: tuple[tuple[str, ...], ...] = (
+    ("tun",),
+    ("veth",),
+    ("nat_iptables", "nat_nft"),
+)
 
-def lab_obstacles(capabilities: Capabilities) -> list[Capability]:
+
+def lab_obstacles(capabilities: Capabilities, *, ipsec_in_kernel: bool = True) -> list[Capability]:
     """What keeps labs from running on this kernel; empty: nothing does."""
     return [
         capabilities[names[0]]
-        for names in LAB_NEEDS
+        for names in (LAB_NEEDS if ipsec_in_kernel else USERSPACE_LAB_NEEDS)
         if not any(capabilities.ok(name) for name in names)
     ]
 

@@ -30,6 +30,9 @@ _KINDS = {4: "sit", 6: "ip6tnl"}
 _HOP_LIMIT = 64
 # RFC 2473 §6.6: without the tunnel encapsulation limit option, a destination options header.
 _IP6_TNL_F_IGN_ENCAP_LIMIT = 0x1
+# RFC 5555 §4.1.1: DSCP is copied outwards. (ECN the kernel copies anyway.)
+_IP6_TNL_F_USE_ORIG_TCLASS = 0x2
+_TOS_INHERIT = 1
 RT_TABLE_MAIN = 254
 # Someone else changed the same thing between our reading and our writing: read again.
 _RACES = {errno.EEXIST, errno.ENODEV, errno.ESRCH, errno.ENOENT}
@@ -203,9 +206,9 @@ def _parameters(tunnel: Tunnel) -> dict[str, Any]:
         f"{kind}_proto": 0,  # any: IPv4 and IPv6
     }
     if kind == "sit":
-        parameters["sit_pmtudisc"] = 1
+        parameters |= {"sit_pmtudisc": 1, "sit_tos": _TOS_INHERIT}
     else:
-        parameters["ip6tnl_flags"] = _IP6_TNL_F_IGN_ENCAP_LIMIT
+        parameters["ip6tnl_flags"] = _IP6_TNL_F_IGN_ENCAP_LIMIT | _IP6_TNL_F_USE_ORIG_TCLASS
     return parameters
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,18 @@ from dsmip_ipsec.ike.pki import CertificateAuthority
 from dsmip_ipsec.ike.render import NodeFiles, write_node
 from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import routes
+from dsmip_ipsec.lab.configured_keys import fresh_keys
 from dsmip_ipsec.lab.spec import Lab
-from dsmip_ipsec.node.daemon_config import write_daemon_config
+from dsmip_ipsec.node.config import IpsecKind
+from dsmip_ipsec.node.daemon_config import Keys, write_daemon_config
 
 DOMAIN = "dsmip.example"  # RFC 2606 reserves it
 
 
 @dataclass(frozen=True, slots=True)
 class NodeDeployment:
-    """One node that runs charon and a daemon of ours."""
+    """One node that runs charon and a daemon of ours. With user-space IPsec there is no charon,
+    and of ``files`` none exists."""
 
     name: str
     role: str
@@ -54,9 +58,16 @@ def home_agent_name(lab: Lab) -> str:
 
 
 def deploy(
-    lab: Lab, directory: Path, *, now: datetime, export_keys: bool = False
+    lab: Lab,
+    directory: Path,
+    *,
+    now: datetime,
+    export_keys: bool = False,
+    ipsec: IpsecKind = "kernel",
 ) -> dict[str, NodeDeployment]:
     """Write the files of all nodes below ``directory``; return the nodes by name.
+
+    With ``ipsec`` "userspace" the daemons get keys, and charon gets no files.
 
     Raises ConfigError for a lab that can't be deployed.
     """
@@ -70,9 +81,12 @@ def deploy(
         )
     outer = lab.home_agents()[agent].outer_ipv4_address
     deployment = _inventory(lab, HomeAgent(f"{agent}.{DOMAIN}", ipv6, ipv4, outer_ipv4=outer), now)
-    nodes = {agent: _write(deployment, agent, None, directory, export_keys, lab)}
+    keys = fresh_keys(lab.mobile_nodes()) if ipsec == "userspace" else None
+    write = partial(_write, deployment, directory=directory, export_keys=export_keys, lab=lab)
+    nodes = {agent: write(agent, None, keys=keys)}
     for node in deployment.mobile_nodes:
-        nodes[node.name] = _write(deployment, node.name, node.name, directory, export_keys, lab)
+        own = keys and {node.name: keys[node.name]}
+        nodes[node.name] = write(node.name, node.name, keys=own)
     return nodes
 
 
@@ -131,23 +145,28 @@ def _write(
     deployment: Deployment,
     name: str,
     node: str | None,
+    *,
     directory: Path,
     export_keys: bool,
     lab: Lab,
+    keys: Keys | None,
 ) -> NodeDeployment:
     if node is not None and node == lab.ike.wrong_key:
         deployment = _with_wrong_key(deployment, node)
-    files = write_node(
-        deployment,
-        node,
-        directory / name,
-        interfaces=_interfaces(lab, name),
-        export_keys=export_keys,
-    )
+    if keys is None:
+        files = write_node(
+            deployment,
+            node,
+            directory / name,
+            interfaces=_interfaces(lab, name),
+            export_keys=export_keys,
+        )
+    else:
+        files = NodeFiles(directory / name, name)
     control = directory / f"{name}.sock"
     path = directory / f"{name}.toml"
     settings = _home_agent_settings(lab, name) if node is None else _mobile_node_settings(lab, node)
-    write_daemon_config(path, deployment, node, files, control, settings)
+    write_daemon_config(path, deployment, node, files, control, settings, keys)
     role = "home_agent" if node is None else "mobile_node"
     return NodeDeployment(name, role, files, path, control, node or "")
 

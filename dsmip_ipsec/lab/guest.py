@@ -27,7 +27,7 @@ from typing import Any
 from dsmip_ipsec.errors import GuestError, LabError
 from dsmip_ipsec.lab import guest_code, guest_keeper
 from dsmip_ipsec.lab.guest_console import GuestConsole, GuestEnded
-from dsmip_ipsec.lab.guest_init import UML, InitSpec, Machine, render_init
+from dsmip_ipsec.lab.guest_init import PLAIN_MOUNT, UML, InitSpec, Machine, render_init
 from dsmip_ipsec.lab.guest_output import OutputLines
 from dsmip_ipsec.lab.guest_share import collect_share as collect_share
 from dsmip_ipsec.lab.guest_share import guest_user as guest_user
@@ -347,10 +347,7 @@ class Guest(ABC):
 
 def find_uml() -> str:
     """Path of ``linux.uml``. Raises LabError when it isn't installed."""
-    found = shutil.which("linux.uml", path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin")
-    if found is None:
-        raise LabError("linux.uml, the guest kernel, is not installed", hint=INSTALL_HINT)
-    return found
+    return guest_code.find_program("linux.uml", INSTALL_HINT)
 
 
 class UmlGuest(Guest):
@@ -362,6 +359,7 @@ class UmlGuest(Guest):
         find_uml()
 
     def start(self, run_dir: Path, mem_dir: Path, user: guest_code.User | None) -> Start:
+        _copy_mount(run_dir / PLAIN_MOUNT)
         argv = [
             find_uml(),
             f"mem={self.mem_mb}M",
@@ -378,6 +376,17 @@ class UmlGuest(Guest):
             "ssl2=fd:{to},fd:{from}",
         ]
         return Start(argv, {"PATH": "/usr/bin:/bin", "TMPDIR": str(mem_dir), "HOME": str(mem_dir)})
+
+
+def _copy_mount(target: Path) -> None:
+    """mount(8) for init, without the set-uid bit. Raises LabError."""
+    try:
+        shutil.copyfile(guest_code.find_program("mount", "apt-get install mount"), target)
+        target.chmod(0o755)
+    except OSError as error:
+        raise LabError(
+            f"can't copy mount(8) for the guest: {error.strerror}", hint="is the disk full?"
+        ) from error
 
 
 def _own_tempdir() -> list[str]:

@@ -28,6 +28,14 @@ NOT_STAGED = {".git", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modul
 User = tuple[int, int]  # uid, gid
 
 
+def find_program(name: str, install: str) -> str:
+    """Path of a program. Raises LabError, with how to ``install`` it, when it isn't there."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/bin:/bin:/usr/local/bin")
+    if found is None:
+        raise LabError(f"{name}, for guests, is not installed", hint=install)
+    return found
+
+
 def package_dir() -> Path:
     return Path(dsmip_ipsec.__file__).resolve().parent
 
@@ -78,7 +86,7 @@ def first_unreadable(paths: Sequence[Path], user: User | None) -> Path | None:
         command += ["-name", name, "-prune", "-o"]
     command += ["!", "-type", "l", "("]
     command += ["!", "-readable", "-o", "-type", "d", "!", "-executable", ")", "-print", "-quit"]
-    done = _run_as(user, command)
+    done = run_as(user, command)
     if done.stdout:
         return Path(done.stdout.splitlines()[0])
     if done.returncode != 0:  # find: 'DIRECTORY': Permission denied
@@ -88,10 +96,10 @@ def first_unreadable(paths: Sequence[Path], user: User | None) -> Path | None:
 
 def reaches(path: Path, user: User | None) -> bool:
     """Whether ``user`` can look things up in this directory."""
-    return _run_as(user, ["test", "-x", str(path)]).returncode == 0
+    return run_as(user, ["test", "-x", str(path)]).returncode == 0
 
 
-def _run_as(user: User | None, command: list[str]) -> subprocess.CompletedProcess[str]:
+def run_as(user: User | None, command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         capture_output=True,
@@ -112,7 +120,7 @@ def _cover(path: Path, user: User | None, *, listing: bool = False) -> Path | No
     for ancestor in reversed(path.parents):
         if not reaches(ancestor, user):
             return ancestor
-        if listing and _run_as(user, ["test", "-r", str(ancestor)]).returncode != 0:
+        if listing and run_as(user, ["test", "-r", str(ancestor)]).returncode != 0:
             return ancestor
     return None
 

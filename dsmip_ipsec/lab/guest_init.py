@@ -19,6 +19,10 @@ GUEST_HOME = GUEST_DIR / "home"
 READY_MARK = "dsmip-guest: ready"
 FAILED_MARK = "dsmip-guest: cannot set up: "
 
+# Addresses of documentation (RFC 5737), a key of zeros: it exists for a moment, in a guest.
+_TRIED_SA = "src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x100"
+_TRIED_SA_KEY = f"aead 'rfc4106(gcm(aes))' 0x{bytes(20).hex()} 128"
+
 # What programs expect to be able to write to; the root file system is the host's, read-only.
 TMPFS = (
     ("/run", "0755"),
@@ -47,12 +51,14 @@ class Mount:
 class Machine:
     """How init finds the host from one kind of guest.
 
-    ``prepare``: commands that must come first. ``bind`` and ``share``: commands that mount a host
+    ``proc``: commands that mount /proc, before all others. ``prepare``: those that must come before
+    any other mount of the host's files. ``bind`` and ``share``: commands that mount a host
     directory at the path that follows, or the share; ``{source}`` is the host's path. The three
     devices are for the output, the heartbeat and the stream; ``terminals``: they are serial lines.
     ``modules``: where directories named after releases are. ``file_backed``: its memory is a file.
     ``listing``: the host's directories must be readable for its user, not only searchable.
-    ``preload``: modules that are loaded where they exist, before the command runs.
+    ``preload``: modules that are loaded where they exist, before the command runs; those of
+    ESP with AES-GCM must be among them, since an SA with it is tried then.
     """
 
     name: str
@@ -64,21 +70,38 @@ class Machine:
     terminals: bool
     modules: str
     file_backed: bool
+    proc: str = "mount -t proc proc /proc || fail /proc\n"
     prepare: str = ""
     listing: bool = False
     preload: Sequence[str] = ()
 
 
+# Beside init, on the host: mount(8) without its set-uid bit.
+PLAIN_MOUNT = "mount"
+
 UML = Machine(
     name="uml",
-    bind="mount -t hostfs -o ro,{source} none",
-    share="mount -t hostfs -o {source} none",
+    bind="mount -t hostfs -o ro,nosuid,{source} none",
+    share="mount -t hostfs -o nosuid,{source} none",
     output="/dev/ttyS0",
     heartbeat="/dev/ttyS1",
     stream="/dev/ttyS2",
     terminals=True,
     modules="/usr/lib/uml/modules",
     file_backed=True,
+    # In a user namespace the host's programs belong to nobody, and by its set-uid bit mount(8)
+    # would make nobody of the guest's root. All are root here: nothing needs such bits.
+    proc=f"""\
+"${{0%/*}}/{PLAIN_MOUNT}" -t proc proc /proc || fail /proc
+"${{0%/*}}/{PLAIN_MOUNT}" -o remount,bind,ro,nosuid / || fail nosuid
+""",
+    # What nearly every lab needs. One by one, a shell and modprobe for each, they take longer.
+    preload=(
+        *("veth", "tun", "sch_netem", "xfrm_user", "esp4", "esp6", "mip6"),
+        *("iptable_nat", "iptable_filter", "xt_MASQUERADE", "xt_conntrack"),
+        *("gcm", "ghash_generic", "ctr", "seqiv"),
+        *("drbg", "hmac", "sha512_generic", "jitterentropy_rng"),
+    ),
 )
 
 # The host's root stays within reach below, without what the guest mounts over it.
@@ -135,7 +158,14 @@ def render_init(spec: InitSpec) -> str:
     )
     preload = ""
     if machine.preload:
-        preload = f"{GUEST_DIR}/bin/modprobe -q -a {' '.join(machine.preload)} || :\n"
+        # The crypto API composes an SA's algorithm once, and asks modprobe for every part's
+        # alternatives: in vain, so nobody is asked meanwhile.
+        preload = f"""\
+{GUEST_DIR}/bin/modprobe -q -a {" ".join(machine.preload)} || :
+echo >/proc/sys/kernel/modprobe
+{{ ip xfrm state add {_TRIED_SA} {_TRIED_SA_KEY} &&
+ip xfrm state delete {_TRIED_SA}; }} 2>/dev/null || :
+"""
     share = machine.share.format(source=shlex.quote(str(spec.share)))
     covers: list[Path] = []
     lines: list[str] = []
@@ -155,8 +185,7 @@ exec </dev/null
 # The host ends the guest; PID 1 must not end (that is a kernel panic).
 rest() {{ while :; do sleep 3600; done; }}
 fail() {{ echo "{FAILED_MARK}$*"; rest; }}
-mount -t proc proc /proc || fail /proc
-mount -t sysfs sys /sys || fail /sys
+{machine.proc}mount -t sysfs sys /sys || fail /sys
 grep -q '^devtmpfs /dev ' /proc/mounts || mount -t devtmpfs devtmpfs /dev || fail /dev
 mkdir -p /dev/pts /dev/shm /dev/net
 mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts || fail /dev/pts
@@ -181,8 +210,8 @@ case "$*" in *crypto-*'('*|*crypto-*-all) exit 1;; esac
 exec /sbin/modprobe -d {GUEST_DIR}/modules "$@"
 END
 chmod 0755 {GUEST_DIR}/bin/modprobe
-echo {GUEST_DIR}/bin/modprobe >/proc/sys/kernel/modprobe || fail modprobe
-{preload}# A module in UML, and not loaded by the first IPv6 SA, address or policy.
+{preload}echo {GUEST_DIR}/bin/modprobe >/proc/sys/kernel/modprobe || fail modprobe
+# A module in UML, and not loaded by the first IPv6 SA, address or policy.
 [ -d /proc/sys/net/ipv6 ] || {GUEST_DIR}/bin/modprobe ipv6 || fail ipv6
 echo {shlex.quote(spec.hostname)} >/proc/sys/kernel/hostname
 ip link set lo up || fail lo

@@ -9,8 +9,8 @@ imports the standard library only. It has three duties:
 * **Bury.** ``linux.uml`` keeps helper threads and one traced process for each guest process, and
   these outlive a ``kill -9`` of it (one was seen spinning, untraced). As root, a PID namespace
   makes the kernel end them all together; else two nested subreapers adopt and kill them. (Not a
-  user namespace: in it the host's files no longer belong to root, and set-uid programs such as
-  mount(8) then lose root in the guest.)
+  user namespace of our own: where containers and hardened hosts refuse those, nothing would be
+  gained.)
 * **Watch.** When the process that started the keeper goes away for whatever reason, the guest
   ends and its directories are removed. When the keeper itself is killed, the processes below
   notice and end (the directories are then removed by the process that started it).
@@ -21,6 +21,7 @@ warden itself where there is no namespace) -> linux.uml.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -36,6 +37,7 @@ from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 CLONE_NEWPID = 0x20000000
 
@@ -133,12 +135,21 @@ def restrict_writes(writable: list[str]) -> int:
     return abi
 
 
+def _drop_bounds() -> None:
+    """With an empty bounding set, execve(2) gives root no capability. This is for the root of a
+    user namespace, who can't become anybody else; who isn't root may not do it, and needn't."""
+    for capability in range(64):
+        with contextlib.suppress(OSError):
+            _prctl(PR_CAPBSET_DROP, capability)
+
+
 def _confine(config: KeeperConfig) -> None:
     if config.user is not None:
         uid, gid = config.user
         os.setgroups(config.groups)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)  # all three: the kernel clears every capability set
+    _drop_bounds()
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     if not restrict_writes(config.writable):
         print("guest keeper: no Landlock here; file permissions alone confine", flush=True)

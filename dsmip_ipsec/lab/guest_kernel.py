@@ -16,6 +16,7 @@ from dsmip_ipsec.kernel.probes import Capabilities, lab_obstacles, probe
 from dsmip_ipsec.lab.guest import Guest, UmlGuest, find_uml, run_in_guest, run_until_signal
 from dsmip_ipsec.lab.guest_init import GUEST_SHARE
 from dsmip_ipsec.lab.guest_qemu import QemuGuest, find_qemu_parts
+from dsmip_ipsec.node.config import IpsecKind
 
 Kernel = Literal["host", "uml", "qemu"]
 KERNEL_CHOICES = ("auto", "host", "uml", "qemu")
@@ -30,11 +31,15 @@ def guest_kind(kernel: str) -> type[Guest]:
 
 
 def choose_kernel(
-    requested: str = "auto", *, probe_host: Callable[[], Capabilities] = probe
+    requested: str = "auto",
+    *,
+    ipsec: IpsecKind = "kernel",
+    probe_host: Callable[[], Capabilities] = probe,
 ) -> Kernel:
     """The kernel to use for ``requested`` (one of KERNEL_CHOICES).
 
-    auto: the host's if we are root and it can do everything that labs need, else a guest.
+    auto: the host's if we are root and it can do everything that labs need, else a guest. With
+    ``ipsec`` "userspace" labs need less.
     Raises LabError if the one that was asked for, or any, can't serve.
     """
     if requested not in KERNEL_CHOICES:
@@ -54,7 +59,7 @@ def choose_kernel(
                 hint="run as root, or with --kernel uml, which needs none",
             )
     else:
-        obstacles = lab_obstacles(probe_host())
+        obstacles = lab_obstacles(probe_host(), ipsec_in_kernel=ipsec == "kernel")
         if not obstacles:
             return "host"
         if requested == "host":

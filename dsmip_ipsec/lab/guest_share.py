@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import stat
+from functools import cache
 from pathlib import Path
 
 from dsmip_ipsec.errors import LabError
@@ -13,14 +14,28 @@ from dsmip_ipsec.lab import guest_code
 
 
 def guest_user() -> guest_code.User | None:
-    """uid and gid that guests run as: ``nobody`` when we are root, else None (who we are)."""
+    """uid and gid that guests run as: ``nobody`` when we are root, else None (who we are).
+
+    Root of a user namespace or a container that can't become nobody is an ordinary user.
+    """
     if os.geteuid() != 0:
         return None
     try:
         entry = pwd.getpwnam("nobody")
+        user = (entry.pw_uid, entry.pw_gid)
     except KeyError:
-        return (65534, 65534)
-    return (entry.pw_uid, entry.pw_gid)
+        user = (65534, 65534)
+    return user if _can_become(user) else None
+
+
+@cache
+def _can_become(user: guest_code.User) -> bool:
+    """Tried: unmapped numbers, setgroups forbidden or a missing capability may be in the way."""
+    try:
+        guest_code.run_as(user, ["true"])
+    except OSError:
+        return False
+    return True
 
 
 def prepare_share(share: Path) -> None:

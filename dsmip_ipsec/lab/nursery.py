@@ -28,6 +28,7 @@ PRELOADED = (
     "dsmip_ipsec.cli.main",
     "dsmip_ipsec.lab.capture_main",
     "dsmip_ipsec.lab.flow_main",
+    "dsmip_ipsec.lab.relay_main",
     "dsmip_ipsec.node.main",
 )
 

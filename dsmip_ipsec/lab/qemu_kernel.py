@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsmip_ipsec.errors import LabError
+from dsmip_ipsec.lab import guest_code
 from dsmip_ipsec.lab.guest_init import FAILED_MARK
 
 INSTALL_HINT = "apt-get install qemu-system-x86 linux-image-amd64 busybox-static kmod"
@@ -43,11 +43,7 @@ class QemuKernel:
 
 def find_program(name: str) -> str:
     """Path of a program. Raises LabError when it isn't installed."""
-    search = os.environ.get("PATH", "") + ":/usr/bin:/bin:/usr/local/bin"
-    found = shutil.which(name, path=search)
-    if found is None:
-        raise LabError(f"{name}, for QEMU guests, is not installed", hint=INSTALL_HINT)
-    return found
+    return guest_code.find_program(name, INSTALL_HINT)
 
 
 def find_busybox() -> Path:

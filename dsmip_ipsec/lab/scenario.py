@@ -15,7 +15,7 @@ from pathlib import Path
 import dsmip_ipsec
 from dsmip_ipsec.errors import DsmipError, LabError
 from dsmip_ipsec.ipsec.peering import numbered_reqids
-from dsmip_ipsec.lab import flow, record, routes, run_facts
+from dsmip_ipsec.lab import flow, ipsec_kind, record, routes, run_facts
 from dsmip_ipsec.lab.expectations import Ends, Observation, judge, judge_failure
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import growth
@@ -25,6 +25,7 @@ from dsmip_ipsec.lab.spec import Expect, Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
 from dsmip_ipsec.lab.timeline import timeline
 from dsmip_ipsec.node import control
+from dsmip_ipsec.node.config import IpsecKind
 
 # A step that isn't done by then has failed: a user hears of it within half a minute.
 STEP_S = 25.0
@@ -70,10 +71,14 @@ class Scenario:
         export_keys: bool,
         say: Callable[[str], None],
         nursery: Nursery | None = None,
+        ipsec: IpsecKind = "kernel",
     ) -> None:
         self.lab = lab
+        self.ipsec = ipsec
         self._say = say
-        self.standing = StandingLab(lab, out, export_keys=export_keys, say=say, nursery=nursery)
+        self.standing = StandingLab(
+            lab, out, export_keys=export_keys, say=say, nursery=nursery, ipsec=ipsec
+        )
         self.networks: dict[str, str] = {}  # mobile node: the link that it is on
         self._autoconfigured: dict[str, frozenset[IPv6Address]] = {}
         self._nodes = tuple(lab.mobile_nodes())
@@ -149,7 +154,7 @@ class Scenario:
             duration_s=round(time.monotonic() - self._began, 3),
             phases=tuple(self.standing.phases),
             kernel=run_facts.kernel(),
-            strongswan_version=self.standing.strongswan_version,
+            strongswan_version=self.standing.charons.version,
             settings=self._settings(),
             topology=run_facts.topology(self.lab),
             steps=steps,
@@ -187,7 +192,7 @@ class Scenario:
         # The state first: proving the IKE_SA alive rekeys it, and it would show as another one.
         after = await self._settled(step.expect, nodes, before=before)
         exchanges: dict[str, dict[str, str]] = {}
-        if step.expect.ike_alive is not None:
+        if self.ipsec == "kernel" and step.expect.ike_alive is not None:
             exchanges = {node: await self._exchanges(node) for node in nodes}
         return _Done(
             step, nodes, action, started, acted, watched, before, after,
@@ -257,6 +262,7 @@ class Scenario:
         expect = expect.model_copy(
             update=dict.fromkeys(("data", "interruption_max", "lost_max", "ike_alive"))
         )
+        expect, _ = ipsec_kind.applicable(expect, self.ipsec)
         while True:
             states = await self.states()
             found = [
@@ -276,6 +282,7 @@ class Scenario:
     ) -> list[record.Expectation]:
         """Judge expectations between steps, once they hold or time is up; the flows by what they
         bring in ``WATCH_S`` seconds from then. Raises DsmipError."""
+        ipsec_kind.check_expect(expect, self.ipsec)
         states = await self._settled(expect, nodes, within_s)
         series: Sequence[flow.Series] = ()
         start = end = time.monotonic_ns()
@@ -368,6 +375,7 @@ class Scenario:
     def _judged(self, done: _Done, series: Sequence[flow.Series]) -> record.StepRecord:
         flows = self._measure(series, done.started_ns, done.watched_ns)
         expectations: list[record.Expectation] = []
+        expect, not_applicable = ipsec_kind.applicable(done.step.expect, self.ipsec)
         # Without the flows (the run ended early) what depends on them can't be judged.
         for node in done.nodes if series else ():
             seen = self._observation(
@@ -383,7 +391,7 @@ class Scenario:
                 expectations += self._named(
                     node, done.nodes, [judge_failure(done.step.fails, done.refusals[node])]
                 )
-            expectations += self._named(node, done.nodes, judge(done.step.expect, seen))
+            expectations += self._named(node, done.nodes, judge(expect, seen))
         return record.StepRecord(
             name=done.step.name,
             action=done.action,
@@ -394,6 +402,7 @@ class Scenario:
             after=done.after,
             counters=done.counters,
             expectations=tuple(expectations),
+            not_applicable=not_applicable,
         )
 
     def _measure(
@@ -476,7 +485,9 @@ class Scenario:
             one_way_delay_ms=rtt_ms / 2,
             rtt_ms=rtt_ms,
             probe_interval_ms=probe_interval_ms(self.lab.flow.interval_ms),
-            ike_authentication=self.lab.ike.auth,
-            ike_mobility=self.lab.ike.mobility,
+            ike_authentication=self.lab.ike.auth if self.ipsec == "kernel" else "",
+            ike_mobility=self.lab.ike.mobility if self.ipsec == "kernel" else "",
             data_protected=self.lab.data.protected,
+            ipsec=self.ipsec,
+            delayed_by="relay" if self.standing.topology.relayed else "netem",
         )

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ConfigError, DsmipError, LabError
-from . import spec_checks
+from . import ipsec_kind, spec_checks
 from .guest_stream import Acknowledged, write_all
 from .messages import Lines, encode, failure
 from .record import RunRecord
@@ -166,6 +166,7 @@ class LabServer:
         placed = dict(scenario.networks)
         for _, reason, hint in spec_checks.check_step(scenario.lab, step, (), placed):
             raise ConfigError(reason, hint=hint)
+        ipsec_kind.check_step(scenario.lab, step, scenario.ipsec)
         await scenario.step(step)
         return (await scenario.judged()).model_dump(mode="json")
 

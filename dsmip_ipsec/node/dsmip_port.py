@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
+import sys
 from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 from typing import Final
@@ -13,15 +15,23 @@ from dsmip_ipsec.mobility.types import IPAddress, OuterAddress
 from dsmip_ipsec.wire.ip import DSMIP_PORT, IPPROTO_ESP, IPPROTO_MH, parse_ipv6
 
 _MAX_PACKET: Final = 65535
+_INT = struct.Struct("i")
+# By family: level, option to ask for it, ancillary data to set it.
+_TRAFFIC_CLASS: Final = {
+    4: (socket.IPPROTO_IP, socket.IP_RECVTOS, socket.IP_TOS),
+    6: (socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, socket.IPV6_TCLASS),
+}
+_ANCILLARY: Final = socket.CMSG_SPACE(_INT.size)
 
 
 class DsmipPort:
-    """The sockets, one an address. ``on_packet`` gets each datagram's payload and where it came
-    from; ``on_error`` the ICMP errors that came for something sent before."""
+    """The sockets, one an address. ``on_packet`` gets each datagram's payload, where it came from,
+    and the TOS or traffic class that it arrived with; ``on_error`` the ICMP errors that came for
+    something sent before."""
 
     def __init__(
         self,
-        on_packet: Callable[[bytes, OuterAddress], None],
+        on_packet: Callable[[bytes, OuterAddress, int], None],
         on_error: Callable[[str], None],
     ) -> None:
         self._on_packet = on_packet
@@ -36,6 +46,8 @@ class DsmipPort:
         udp = socket.socket(family, socket.SOCK_DGRAM)
         udp.setblocking(False)
         try:
+            level, option, _ = _TRAFFIC_CLASS[local.version]
+            udp.setsockopt(level, option, 1)
             udp.bind((str(local), DSMIP_PORT))
         except OSError as error:
             udp.close()
@@ -59,24 +71,33 @@ class DsmipPort:
         for local in list(self._sockets):
             self.unbind(local)
 
-    def send(self, packet: bytes, local: IPAddress, remote: OuterAddress) -> None:
-        """Send ``packet`` as a datagram's payload. Raises OSError, and KernelError if ``local``
-        isn't bound."""
+    def send(
+        self, packet: bytes, local: IPAddress, remote: OuterAddress, traffic_class: int = 0
+    ) -> None:
+        """Send ``packet`` as a datagram's payload, with that TOS or traffic class outside. Raises
+        OSError, and KernelError if ``local`` isn't bound."""
         udp = self._sockets.get(local)
         if udp is None:
             raise KernelError(f"{local} is no longer bound", hint="the next binding has another")
-        udp.sendto(packet, (str(remote.address), remote.port))
+        to = str(remote.address), remote.port
+        if not traffic_class:
+            udp.sendto(packet, to)
+            return
+        level, _, option = _TRAFFIC_CLASS[local.version]
+        udp.sendmsg([packet], [(level, option, _INT.pack(traffic_class))], 0, to)
 
     def _read(self, udp: socket.socket) -> None:
         while True:
             try:
-                packet, (address, port, *_) = udp.recvfrom(_MAX_PACKET)
+                packet, ancillary, _, (address, port, *_) = udp.recvmsg(_MAX_PACKET, _ANCILLARY)
             except BlockingIOError:
                 return
             except OSError as error:
                 self._on_error(str(error.strerror))
                 continue
-            self._on_packet(packet, OuterAddress(ip_address(address), port))
+            # The one kind that was asked for: an octet in IPv4, an int in IPv6; none when zero.
+            traffic_class = int.from_bytes(ancillary[0][2], sys.byteorder) if ancillary else 0
+            self._on_packet(packet, OuterAddress(ip_address(address), port), traffic_class)
 
 
 def refusal(

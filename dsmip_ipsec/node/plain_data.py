@@ -126,7 +126,9 @@ class PlainData:
                 self._failure.set_exception(error)
 
     def _send(self, outgoing: Outgoing) -> None:
-        self._path.send_payload(outgoing.packet, outgoing.local, outgoing.remote)
+        self._path.send_payload(
+            outgoing.packet, outgoing.local, outgoing.remote, outgoing.traffic_class
+        )
 
 
 def plain_state(bound: Iterable[tuple[Peering, Binding]]) -> DesiredState:

@@ -109,9 +109,9 @@ class SignallingPath:
         self._protected: ProtectedSocket | None = None
         self._native: NativeSocket | None = None
         self._counters: Counter[str] = Counter()
-        self.on_payload: Callable[[bytes, OuterAddress], None] | None = None
-        """Takes an IP packet that came in UDP and isn't signalling, and its outer source. None:
-        such packets are dropped."""
+        self.on_payload: Callable[[bytes, OuterAddress, int], None] | None = None
+        """Takes an IP packet that came in UDP and isn't signalling, its outer source and its outer
+        TOS or traffic class. None: such packets are dropped."""
 
     @property
     def counters(self) -> dict[str, int]:
@@ -215,9 +215,9 @@ class SignallingPath:
         else:
             self._counters["signalling.sent"] += 1
 
-    def _received(self, packet: bytes, outer: OuterAddress) -> None:
+    def _received(self, packet: bytes, outer: OuterAddress, traffic_class: int) -> None:
         if self.on_payload is not None and self._is_payload(packet):
-            self.on_payload(packet, outer)
+            self.on_payload(packet, outer, traffic_class)
             return
         self._counters["signalling.udp_received"] += 1
         self._inject(packet, outer)
@@ -235,10 +235,12 @@ class SignallingPath:
             header.source, header.destination
         )
 
-    def send_payload(self, packet: bytes, local: IPAddress, remote: OuterAddress) -> None:
-        """Send an IP packet as it is in UDP. Raises OSError, KernelError if ``local`` isn't
-        bound."""
-        self._port.send(packet, local, remote)
+    def send_payload(
+        self, packet: bytes, local: IPAddress, remote: OuterAddress, traffic_class: int
+    ) -> None:
+        """Send an IP packet as it is in UDP, with that TOS or traffic class outside. Raises
+        OSError, KernelError if ``local`` isn't bound."""
+        self._port.send(packet, local, remote, traffic_class)
 
     def send_tunnelled(self, output: SendTunnelled) -> None:
         """Send a Mobility Header as payload of the home address: its routes and policies lead it

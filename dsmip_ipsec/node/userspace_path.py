@@ -143,7 +143,7 @@ class UserspacePath:
 
     # Signalling, inbound -------------------------------------------------------------------------
 
-    def _received(self, packet: bytes, outer: OuterAddress) -> None:
+    def _received(self, packet: bytes, outer: OuterAddress, traffic_class: int) -> None:
         self._counters["signalling.udp_received"] += 1
         refused = refusal(packet, self._accepts)
         if refused is not None:

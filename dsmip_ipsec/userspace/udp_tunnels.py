@@ -19,7 +19,9 @@ from dsmip_ipsec.errors import KernelError
 from dsmip_ipsec.ipsec.desired import DesiredState
 from dsmip_ipsec.ipsec.model import UDP_TUNNELS, Address, Network, Tunnel
 from dsmip_ipsec.kernel.tun import MAX_PACKET, open_tun
+from dsmip_ipsec.mobility.tunnel_rules import inner_traffic_class, outer_traffic_class
 from dsmip_ipsec.mobility.types import OuterAddress
+from dsmip_ipsec.wire.ip import traffic_class_of, with_ecn
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +31,13 @@ _BURST = 64
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A packet, the local address whose socket sends it, and where to."""
+    """A packet, the local address whose socket sends it, where to, and with which TOS or traffic
+    class outside."""
 
     packet: bytes
     local: Address
     remote: OuterAddress
+    traffic_class: int
 
 
 class UdpTunnelTable:
@@ -72,7 +76,8 @@ class UdpTunnelTable:
             network = ip_network((destination, length), strict=False)
             tunnel = self._by_network.get(network)
             if tunnel is not None:
-                return Outgoing(packet, tunnel.local, _remote(tunnel))
+                outer = outer_traffic_class(traffic_class_of(packet))
+                return Outgoing(packet, tunnel.local, _remote(tunnel), outer)
         return None
 
     def accepts(self, packet: bytes, outer: OuterAddress) -> bool:
@@ -90,6 +95,17 @@ class UdpTunnelTable:
             for network in self._networks.get(tunnel.home_address, ())
             if network.version == ends[0].version
         )
+
+
+def decapsulated(packet: bytes, outer: int) -> bytes | None:
+    """An IP packet as it goes on behind the tunnel, where its outer TOS or traffic class was
+    ``outer``: marked if a router has marked that, None if it is lost by it (RFC 5555 §4.1.1,
+    RFC 3168 §9.1.1)."""
+    inner = traffic_class_of(packet)
+    made = inner_traffic_class(inner, outer)
+    if made is None:
+        return None
+    return packet if made == inner else with_ecn(packet, made & 3)
 
 
 def _remote(tunnel: Tunnel) -> OuterAddress:
@@ -137,13 +153,17 @@ class UdpTunnels:
         """Follow the desired state; packets from then on go by it."""
         self._table.replace(wanted)
 
-    def receive(self, packet: bytes, outer: OuterAddress) -> None:
+    def receive(self, packet: bytes, outer: OuterAddress, traffic_class: int) -> None:
         """Hand a packet that came in UDP from ``outer`` to the kernel, or drop and count it."""
         if not self._table.accepts(packet, outer):
             self._counters["tunnel.foreign"] += 1
             return
+        inner = decapsulated(packet, traffic_class)
+        if inner is None:
+            self._counters["tunnel.congested"] += 1
+            return
         try:
-            os.write(self._tun, packet)
+            os.write(self._tun, inner)
         except OSError as error:
             self._counters["tunnel.malformed"] += 1
             log.info("the kernel refuses a packet from %s: %s", outer, error.strerror)

@@ -107,6 +107,27 @@ def ip_version(data: bytes) -> int:
     return version
 
 
+def traffic_class_of(packet: bytes) -> int:
+    """TOS or traffic class, DSCP and ECN, of what begins with a whole IP header."""
+    if packet[0] >> 4 == 6:
+        return (packet[0] << 4 | packet[1] >> 4) & 0xFF
+    return packet[1]
+
+
+def with_ecn(packet: bytes, ecn: int) -> bytes:
+    """``packet``, which begins with a whole IP header, with other ECN bits (RFC 3168 §5)."""
+    head = bytearray(packet)
+    if packet[0] >> 4 == 6:
+        head[1] = head[1] & 0xCF | ecn << 4
+        return bytes(head)
+    head[1] = head[1] & 0xFC | ecn
+    # The rest of the header must keep what its checksum said about it (RFC 1624).
+    changed = int.from_bytes(head[10:12], "big") ^ 0xFFFF
+    changed += 0xFFFF - packet[1] + head[1]
+    head[10:12] = complement(changed).to_bytes(2, "big")
+    return bytes(head)
+
+
 def build_ipv4(header: IPv4Header, payload: bytes) -> bytes:
     """An IPv4 packet, with checksum."""
     if len(header.options) % 4 or len(header.options) > 40:

@@ -24,6 +24,8 @@ from daemon_lab import (
     until,
 )
 
+from dsmip_ipsec.lab import nat
+
 CN6, CN4 = "2001:db8:0:2::200", "192.0.2.200"
 PLAIN = LAB.replace("protected = true", "protected = false")
 # Networks, and the kind of the kernel's tunnel there ("tun": in UDP, by the daemons).
@@ -104,6 +106,63 @@ async def test_a_node_moves_between_all_formats(tmp_path: Path) -> None:
         assert not lab.reaches("mn", HOME_ADDRESS, CN6, count=1), "nothing leaves in clear"
         assert not lab.reaches("mn", IPV4_HOME_ADDRESS, CN4, count=1)
     formats(tmp_path)
+
+
+def traffic_classes(out: Path, capture: str, where: str) -> set[tuple[str, ...]]:
+    """Headers and the traffic class of each IP header among them, once each."""
+    rows = tshark(
+        out, capture, f"({where}) && (icmp.type == 8 || icmpv6.type == 128)",
+        "frame.protocols", "ip.dsfield", "ipv6.tclass",
+    )  # fmt: skip
+    found: set[tuple[str, ...]] = set()
+    for protocols, four, six in rows:
+        stack = _inner(protocols.removeprefix("eth:ethertype:"))
+        fours, sixes = (list(filter(None, text.split(";"))) for text in (four, six))
+        classes = [
+            int((sixes if word == "ipv6" else fours).pop(0), 0)
+            for word in stack.split(":")
+            if word != "udp"
+        ]
+        found.add((stack, *(f"{each:#04x}" for each in classes)))
+    return found
+
+
+@pytest.mark.rfc("5555-4.1.1-1", "5555-4.1.1-2")
+async def test_dscp_and_ecn_in_every_format(tmp_path: Path) -> None:
+    """EF and ECT(0) are seen outside, both ways; CE, set outside by a router, arrives inside."""
+    ways = [("mn", HOME_ADDRESS, CN6), ("mn", IPV4_HOME_ADDRESS, CN4)]
+    ways += [("cn", CN6, HOME_ADDRESS), ("cn", CN4, IPV4_HOME_ADDRESS)]
+
+    def echoes(traffic_class: int) -> list[bool]:
+        found = []
+        for node, source, target in ways:
+            words = ["ping", "-n", "-c", "1", "-W", "2", "-Q", str(traffic_class)]
+            out = lab.exec(node, *words, "-I", source, target, check=False)
+            found.append(" 1 received" in out)
+        return found
+
+    async with plain_lab(tmp_path) as lab:
+        for place in ("private", "public", "six"):
+            await lab.move(place)
+            await check(lab, PLACES[place])
+            assert all(echoes(0xBA))
+        await lab.move("private")
+        await check(lab, "tun")
+        await lab._in_namespace("core", nat.congest)
+        assert all(echoes(0xBA))
+    for capture, outer in (
+        ("nat-private", "ip:udp"),
+        ("core-public", "ip"),
+        ("core-six", "ipv6"),
+    ):
+        for way in ("mn", "cn"):
+            here = f"ipv6.src == {HOME_ADDRESS} || ip.src == {IPV4_HOME_ADDRESS}"
+            seen = traffic_classes(tmp_path, capture, here if way == "mn" else f"!({here})")
+            assert {(f"{outer}:{inner}", "0xba", "0xba") for inner in ("ip", "ipv6")} <= seen, way
+            # And probes without.
+            assert {(f"{outer}:{inner}", "0x00", "0x00") for inner in ("ip", "ipv6")} <= seen, way
+    arrived = traffic_classes(tmp_path, "cn-internet", f"ipv6.src == {HOME_ADDRESS}")
+    assert {("ipv6", "0xba"), ("ipv6", "0xbb")} <= arrived, "marked with CE by the outer header"
 
 
 def formats(out: Path) -> None:

@@ -83,7 +83,7 @@ class End:
 
     def _readable(self, udp: socket.socket) -> None:
         packet, (address, port) = udp.recvfrom(65535)
-        self.udp.receive(packet, OuterAddress(IPv4Address(address), port))
+        self.udp.receive(packet, OuterAddress(IPv4Address(address), port), 0)
 
     def send(self, outgoing: Outgoing) -> None:
         remote = outgoing.remote

@@ -54,7 +54,8 @@ def test_a_whole_life(tmp_path: Path, own_tmp: Path) -> None:
         assert f"{name} (nat-handover) is down; see {out}" in said("down", name)
     finally:
         lab("down", name)
-    assert json.loads((out / "record.json").read_text())["verdict"] == "passed"
+    record = json.loads((out / "record.json").read_text())
+    assert record["verdict"] == "passed", (record["failure"], record["expectations"])
     assert name not in [journal.run for journal in cleanup.runs()]
     assert_nothing_left(own_tmp, within_s=20)
 
@@ -123,9 +124,11 @@ def move(name: str) -> None:
     lines = said("watch", name, "--count", "2", "--interval", "0.2").splitlines()
     carried = [re.search(r"signalling .* (\d+) packets", line) for line in lines]
     assert any(line and int(line[1]) > 0 for line in carried), lines
+    # A pytest-xdist worker has LINES and COLUMNS, which would win over the terminal's size.
+    size = {"LINES": "200", "COLUMNS": "120"}
     watching = pexpect.spawn(
-        sys.executable, ["-m", "dsmip_ipsec", "lab", "watch", name],
-        dimensions=(200, 120), timeout=60, encoding="utf-8", env={**os.environ, "TERM": "xterm"},
+        sys.executable, ["-m", "dsmip_ipsec", "lab", "watch", name], dimensions=(200, 120),
+        timeout=60, encoding="utf-8", env={**os.environ, **size, "TERM": "xterm"},
     )  # fmt: skip
     watching.expect_exact("Ctrl-C ends")
     watching.expect_exact("visited-a")

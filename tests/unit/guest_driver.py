@@ -128,7 +128,8 @@ class Driver:
         minutes, and then that is one of the kernel's helpers, whose end nobody notices.
         """
         pids = [p for p, words in self.guest_processes().items() if self.is_kernel(words[0])]
-        return only(pid for pid in pids if parent(pid) not in pids)
+        # 0: one process of the guest's own has ended meanwhile.
+        return only(pid for pid in pids if parent(pid) not in [0, *pids])
 
     def keepers(self) -> list[int]:
         """The keeper and the processes between it and the guest, outermost first."""
@@ -179,8 +180,10 @@ def driver(
     cwd: str = "/",
     visible: Sequence[Path] = (),
     python: tuple[str, dict[str, str]] | None = None,
+    within: Sequence[str] = (),
 ) -> Iterator[Driver]:
-    """A process that runs ``argv`` in a guest; ``user`` None: as who we are."""
+    """A process that runs ``argv`` in a guest; ``user`` None: as who we are. ``within``: a command
+    that runs the process somewhere else."""
     # Not pytest's tmp_path: its parents are closed to other users.
     directory = Path(tempfile.mkdtemp(prefix="guest-test-"))
     (directory / "tmp").mkdir()
@@ -203,7 +206,7 @@ def driver(
         "visible": [str(path) for path in visible],
     }
     process = subprocess.Popen(
-        [interpreter, "-c", DRIVER, json.dumps(told)],
+        [*within, interpreter, "-c", DRIVER, json.dumps(told)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -73,7 +73,7 @@ def test_init_script_is_valid_and_quotes_everything() -> None:
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=True)
     assert done.stdout.decode().split("\0")[:-1] == NASTY
     # The directory that nobody may look into is covered before anything is mounted below it.
-    assert script.index("tmpfs /closed") < script.index("hostfs -o ro,'/stage/it")
+    assert script.index("tmpfs /closed") < script.index("hostfs -o ro,nosuid,'/stage/it")
     assert shlex.quote("/closed/a b") in script
 
 

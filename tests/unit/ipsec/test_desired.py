@@ -144,6 +144,28 @@ def test_a_negotiated_transport_sa_needs_no_mirror() -> None:
     assert template.reqid == IDS.signalling
 
 
+@pytest.mark.parametrize("peering", [MN, HA])
+@pytest.mark.parametrize("newest", [Mode.TRANSPORT, Mode.TUNNEL])
+def test_of_both_kinds_of_signalling_sas_the_newest_are_used(
+    peering: Peering, newest: Mode
+) -> None:
+    """After a move between families the old ones may be this end's alone."""
+    transport = [
+        association(0x31, HOME, AGENT, IDS.signalling, Mode.TRANSPORT),
+        association(0x32, AGENT, HOME, IDS.signalling, Mode.TRANSPORT),
+    ]
+    tunnel = [sa for sa in negotiated(NAT, nat=True) if sa.reqid == IDS.signalling]
+    both = [*transport, *tunnel] if newest is Mode.TRANSPORT else [*tunnel, *transport]
+    state = desired(peering, active=True, binding=None, negotiated=both)
+    assert {sa.spi for sa in state.associations} == {0x11, 0x12}
+    reqids = {
+        policy.template.reqid
+        for policy in state.policies
+        if policy.template is not None and policy.template.mode is Mode.TRANSPORT
+    }
+    assert reqids == {IDS.signalling if newest is Mode.TRANSPORT else IDS.mirror}
+
+
 @pytest.mark.rfc("5555-5.2.2-1", "6275-10.4.2-1", "6275-10.4.2-8")
 def test_payload_spd_entries_of_rfc5555_5_2_2_follow_the_sa() -> None:
     """Tunnel mode, both families, addresses of the outbound SA; inbound wildcards."""
