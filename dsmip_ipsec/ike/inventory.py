@@ -188,6 +188,10 @@ class IkeSettings:
 
     ``force_udp``: ESP is encapsulated in UDP without NAT too (the F flag, RFC 5555 §3.1.3).
 
+    ``copy_df``: the outer IPv4 header of data SAs has the DF bit that the inner packet has (an IPv6
+    one's counts as set), and the path MTU is found (RFC 4301 §8.1). False: never, so that paths
+    below 1280 octets and ESP's overhead carry IPv6, in fragments (RFC 4459 §3.1).
+
     ``reauth_time`` 0: no reauthentication but by the daemons' own doing. With
     ``configuration_payload``, mobile nodes ask for their home addresses in IKE_AUTH and the home
     agent hands out those that are their own (RFC 7296 §2.19, as in RFC 5026 §5.3).
@@ -201,6 +205,7 @@ class IkeSettings:
     mobility: MobilityMode = MobilityMode.MOBIKE
     protect_data: bool = True
     force_udp: bool = False
+    copy_df: bool = True
     dpd_delay: int = 4
     ike_rekey_time: int = 4 * 3600
     child_rekey_time: int = 3600

@@ -118,6 +118,7 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
         mobility=MobilityMode(lab.ike.mobility),
         protect_data=lab.data.protected,
         force_udp=lab.mobility.force_udp,
+        copy_df=lab.data.copy_df,
     )
     return Deployment(agent, tuple(nodes), settings)
 

@@ -21,6 +21,7 @@ from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import growth
 from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
 from dsmip_ipsec.lab.run_facts import KERNEL_KIND_VARIABLE as KERNEL_KIND_VARIABLE
+from dsmip_ipsec.lab.settling import Agrees, agreed
 from dsmip_ipsec.lab.spec import Expect, Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
 from dsmip_ipsec.lab.timeline import timeline
@@ -57,7 +58,7 @@ class _Done:
 
 
 class Scenario:
-    """One run of ``lab``. ``say`` gets a line of progress at a time.
+    """One run of ``lab``. ``say`` gets a line of progress at a time. ``agrees``: see settling.py.
 
     :meth:`run` does the whole of it. For steps that aren't in the lab file: :meth:`begin`,
     :meth:`step` as often as wanted, :meth:`finish` always.
@@ -72,8 +73,10 @@ class Scenario:
         say: Callable[[str], None],
         nursery: Nursery | None = None,
         ipsec: IpsecKind = "kernel",
+        agrees: Agrees | None = None,
     ) -> None:
         self.lab = lab
+        self._agrees = agrees
         self.ipsec = ipsec
         self._say = say
         self.standing = StandingLab(
@@ -191,6 +194,8 @@ class Scenario:
         watched = time.monotonic_ns()
         # The state first: proving the IKE_SA alive rekeys it, and it would show as another one.
         after = await self._settled(step.expect, nodes, before=before)
+        earlier = [(done.step.name, done.after) for done in self._done]
+        after = await agreed(earlier, step.name, after, self.states, self._agrees)
         exchanges: dict[str, dict[str, str]] = {}
         if self.ipsec == "kernel" and step.expect.ike_alive is not None:
             exchanges = {node: await self._exchanges(node) for node in nodes}

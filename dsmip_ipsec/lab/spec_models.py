@@ -235,9 +235,11 @@ class Ike(Table):
 
 
 class Data(Table):
-    """[data]: ``protected``: payload goes through ESP tunnels (RFC 5555 §5.2.2)."""
+    """[data]: ``protected``: payload goes through ESP tunnels (RFC 5555 §5.2.2). ``copy_df``: their
+    outer IPv4 headers have the DF bit of what is inside (RFC 4301 §8.1)."""
 
     protected: bool = True
+    copy_df: bool = True
 
 
 class Flow(Table):

@@ -187,9 +187,10 @@ class IkeTable(_Table):
 
 
 class DataTable(_Table):
-    """Whether payload runs through ESP tunnels."""
+    """Whether payload runs through ESP tunnels, and whether the DF bit does."""
 
     protected: bool = _DEFAULTS.protect_data
+    copy_df: bool = _DEFAULTS.copy_df
 
 
 class DaemonsTable(_Table):

@@ -145,6 +145,7 @@ class _Work:
             esp_proposals=ike.esp_proposals,
             mobility=ike.mobility_mode,
             protect_data=self.inventory.file.data.protected,
+            copy_df=self.inventory.file.data.copy_df,
             dpd_delay=ike.dpd_delay_s,
             ike_rekey_time=ike.rekey_time_s,
             child_rekey_time=ike.child_rekey_time_s,

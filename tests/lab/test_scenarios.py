@@ -11,9 +11,15 @@ from lab_runs import LABS, run_lab
 SCENARIOS = sorted({path.stem for path in LABS.glob("*.toml")} - {"nat-handover"})
 
 
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_scenario(name: str, tmp_path: Path) -> None:
-    run = run_lab(name, tmp_path / "out")
+    # Where the state after each step is the same in each run, it is stored: with
+    # `lab run NAME --snapshot FILE --update-snapshot`.
+    stored = SNAPSHOTS / f"{name}.txt"
+    run = run_lab(name, tmp_path / "out", *(["--snapshot", str(stored)] * stored.is_file()))
     failed = [
         (step["name"], expectation)
         for step in [*run.record["steps"], {**run.record, "name": ""}]
