@@ -31,7 +31,7 @@ ALONE := $(foreach name,nat_handover faults userspace,tests/lab/test_$(name).py)
 # tests, too), routers that advertise, and Debian's stock kernel under QEMU.
 TEST_PACKAGES := chromium bubblewrap radvd qemu-system-x86 linux-image-amd64 busybox-static
 
-.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults bench lint install packages clean
+.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults test-examples bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -91,6 +91,11 @@ test-daemons: install
 # charon lacks still. A quarter of an hour.
 test-lifecycles: install
 	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q $(LIFECYCLES)
+
+# docs/examples as somebody else's CI runs them, in a Debian of their own; root, a mirror, ten minutes.
+test-examples: PACKAGES += debootstrap
+test-examples: install
+	$(BIN)/pytest -q tests/examples
 
 test-faults: install
 	$(BIN)/pytest -q tests/lab/test_faults.py

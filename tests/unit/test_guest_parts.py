@@ -69,7 +69,7 @@ def test_init_script_is_valid_and_quotes_everything() -> None:
     )
     script = render_init(spec)
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)
-    command = script.split("\nsetsid -w ")[1].split(" >&3")[0]
+    command = script.split("\n/usr/bin/setsid -w ")[1].split(" >&3")[0]
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=True)
     assert done.stdout.decode().split("\0")[:-1] == NASTY
     # The directory that nobody may look into is covered before anything is mounted below it.
