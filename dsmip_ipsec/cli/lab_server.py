@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+from dsmip_ipsec.cli.progress import say_with_time
 from dsmip_ipsec.errors import DsmipError, LabError
 from dsmip_ipsec.lab import spec
 from dsmip_ipsec.lab.guest import run_until_signal
@@ -21,16 +20,6 @@ from dsmip_ipsec.lab.record import RunRecord
 from dsmip_ipsec.lab.scenario import Scenario
 from dsmip_ipsec.lab.server import LabServer
 from dsmip_ipsec.report import wireshark
-
-
-def say_with_time() -> Callable[[str], None]:
-    """A printer of progress lines, with the seconds since now in front."""
-    started = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)
-
-    return say
 
 
 def complete(scenario: Scenario, record: RunRecord, *, export_keys: bool, write: bool) -> RunRecord:

@@ -21,6 +21,8 @@ from dsmip_ipsec.node.config import IpsecKind
 Kernel = Literal["host", "uml", "qemu"]
 KERNEL_CHOICES = ("auto", "host", "uml", "qemu")
 _GUESTS: dict[str, type[Guest]] = {"uml": UmlGuest, "qemu": QemuGuest}
+# Tells a lab in a guest which kind that is.
+KERNEL_KIND_VARIABLE = "DSMIP_KERNEL_KIND"
 # For sentences that a user reads.
 KERNEL_TITLES = {"host": "this kernel", "uml": "User-Mode Linux", "qemu": "QEMU, a stock kernel"}
 

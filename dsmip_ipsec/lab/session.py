@@ -30,11 +30,10 @@ from ..errors import ConfigError, DsmipError, LabError
 from ..node.config import IpsecKind
 from . import cleanup, ipsec_kind, record, spec
 from .guest import collect_share
-from .guest_kernel import choose_kernel
+from .guest_kernel import KERNEL_KIND_VARIABLE, choose_kernel
 from .library import find_lab
 from .messages import Lines, encode, error_from
 from .places import SESSION_S, Place, place_for
-from .scenario import KERNEL_KIND_VARIABLE
 
 # From nothing to a lab that stands, the guest's boot included: on a busy machine, and for many
 # mobile nodes.
