@@ -5,10 +5,15 @@ As root in place; otherwise these tests run in a guest, and the labs in place th
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -30,6 +35,7 @@ pytestmark = pytest.mark.as_root
 
 COMMAND = (sys.executable, "-m", "dsmip_ipsec", "lab")
 USERSPACE = ("--kernel", "host", "--ipsec", "userspace")
+NOBODY = 65534
 NOT_JUDGED = {"IKE exchange": 3, "security associations": 1, "policies": 1}
 
 
@@ -287,3 +293,76 @@ def test_a_session_that_ends_early_leaves_nothing(kernel: str) -> None:
     assert not list(netns.DIRECTORY.glob(f"{name}*"))
     with pytest.raises(LabError):
         lab.move("mn", "visited-a")
+
+
+# For others than root: a user namespace -----------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A directory of the user "nobody"."""
+    with tempfile.TemporaryDirectory(prefix="dsmip-nobody-") as name:
+        os.chown(name, NOBODY, NOBODY)
+        yield Path(name)
+        deadline = time.monotonic() + 20
+        while left := processes_about(name):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+
+
+def processes_about(word: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if word.encode() in (line := path.read_bytes()):
+                found.append(line.replace(b"\0", b" ").decode())
+    return found
+
+
+def as_nobody(directory: Path, *words: str) -> subprocess.Popen[str]:
+    identity = ["--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+    environment = {**os.environ, "HOME": str(directory), "TMPDIR": str(directory)}
+    environment.pop("XDG_RUNTIME_DIR", None)
+    return subprocess.Popen(
+        ["setpriv", *identity, *COMMAND, *words],
+        env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_no_root_is_needed_where_there_are_user_namespaces(elsewhere: Path) -> None:
+    out = elsewhere / "out"
+    lab = elsewhere / "ipv4-only.toml"
+    lab.write_text((LABS / lab.name).read_text().replace("ms = 100", "ms = 900"))
+    words = ("--ipsec", "userspace", "--out", str(out), "--export-keys")
+    done = as_nobody(elsewhere, "run", str(lab), *words)
+    said, _ = done.communicate(timeout=120)
+    assert done.returncode == 0, said
+    record = json.loads((out / "record.json").read_text())
+    assert record["verdict"] == "passed"
+    assert {path.stat().st_uid for path in out.rglob("*")} == {NOBODY}
+    assert record["run_id"] not in [journal.run for journal in cleanup.runs()]
+    assert not list(netns.DIRECTORY.glob(f"{record['run_id']}*")), "its namespaces are its own"
+    updates = LabRun(0, said, out).tshark("ha-backbone", "mip6.mhtype == 5", "frame.number")
+    assert len(updates) >= 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_however_it_ends_nothing_is_left(elsewhere: Path, number: signal.Signals) -> None:
+    """The fixture looks for processes; namespaces go with them."""
+    running = as_nobody(
+        elsewhere, "run", "ping-pong", "--ipsec", "userspace", "--out", str(elsewhere / "out")
+    )
+    assert running.stdout is not None
+    for line in running.stdout:
+        if "flows ready" in line:
+            break
+    else:
+        pytest.fail(f"it ended with {running.wait()}")
+    assert len(processes_about(str(elsewhere))) >= 6
+    running.send_signal(number)
+    rest = running.stdout.read()
+    assert running.wait(timeout=30) != 0
+    assert "Traceback" not in rest
