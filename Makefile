@@ -25,7 +25,7 @@ DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) \
              tests/kernel/test_$(name).py)
 LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
                 handover_interruption handover_matrix,tests/kernel/test_$(name).py)
-ALONE := $(foreach name,nat_handover faults userspace,tests/lab/test_$(name).py)
+ALONE := $(foreach name,nat_handover faults userspace userspace_labs,tests/lab/test_$(name).py)
 
 # What tests need beyond that: a browser that judges the HTML report and a sandbox for guests (unit
 # tests, too), routers that advertise, and Debian's stock kernel under QEMU.
@@ -77,7 +77,7 @@ test-labs: install
 # On this machine's own kernel, which needs no ESP for it, but root; else in a guest.
 test-userspace: install
 	$(if $(filter 0,$(shell id -u)),$(BIN)/pytest,$(BIN)/python -m dsmip_ipsec.lab.guest_pytest) \
-	  -q tests/lab/test_userspace.py
+	  -q tests/lab/test_userspace.py tests/lab/test_userspace_labs.py
 
 test-kernel: install
 	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q \

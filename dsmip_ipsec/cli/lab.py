@@ -84,8 +84,13 @@ def add_parser(commands: Any) -> None:
 def run_lab(arguments: argparse.Namespace) -> int:
     """Run a lab in place or in a guest; return the exit status. Raises DsmipError."""
     from dsmip_ipsec.cli import lab_snapshots
+    from dsmip_ipsec.kernel import user_namespace
     from dsmip_ipsec.lab import ipsec_kind, spec
-    from dsmip_ipsec.lab.guest_kernel import KERNEL_KIND_VARIABLE, choose_kernel
+    from dsmip_ipsec.lab.guest_kernel import (
+        KERNEL_KIND_VARIABLE,
+        choose_kernel,
+        in_user_namespace,
+    )
     from dsmip_ipsec.lab.library import find_lab
 
     kernels = list(dict.fromkeys(arguments.kernel or ["auto"]))
@@ -108,6 +113,8 @@ def run_lab(arguments: argparse.Namespace) -> int:
         inside = KERNEL_KIND_VARIABLE in os.environ
         kernel = "host" if inside else choose_kernel(kernels[0], ipsec=arguments.ipsec)
         if kernel == "host":
+            if in_user_namespace(kernel):
+                user_namespace.enter()
             status = _run_in_place(path, out, arguments, keep=keep)
         else:
             status = _run_in_guest(path, out, arguments, kernel)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dsmip_ipsec.cli.progress import say_with_time
 from dsmip_ipsec.errors import DsmipError, LabError
+from dsmip_ipsec.kernel import user_namespace
 from dsmip_ipsec.lab import spec
 from dsmip_ipsec.lab.guest import run_until_signal
 from dsmip_ipsec.lab.guest_stream import STREAM_VARIABLE
@@ -64,9 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--export-keys", action="store_true")
     parser.add_argument("--ipsec", default="kernel", choices=("kernel", "userspace"))
+    parser.add_argument("--user-namespace", action="store_true")
     arguments = parser.parse_args(argv)
     nursery: Nursery | None = None
     try:
+        if arguments.user_namespace:
+            user_namespace.enter()
         stream, pumped = open_stream()
         lab = spec.load(arguments.lab)
         nursery = Nursery.start()

@@ -157,7 +157,7 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         os.dup2(descriptors[0], 2)
         for descriptor in descriptors:
             os.close(descriptor)
-        os.nice(request["nice"])
+        renice(request["nice"])
         module = importlib.import_module(request["module"])
         status = module.main(request["arguments"]) or 0
     except SystemExit as end:
@@ -171,3 +171,10 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def renice(nice: int) -> None:
+    """Add to our nice value, or leave it where we may not: in a user namespace nobody may be more
+    urgent."""
+    with suppress(PermissionError):
+        os.nice(nice)
