@@ -8,7 +8,6 @@ which "are likely to be wrong".
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import IPv4Address
 
 from dsmip_ipsec.ipsec.model import Address, Encapsulation, SecurityAssociation
@@ -39,7 +38,7 @@ def place(
         ports = (port, IKE_NATT_PORT) if to_agent else (IKE_NATT_PORT, port)
         encapsulation = Encapsulation(*ports)
     source, destination = (care_of, agent) if to_agent else (agent, care_of)
-    return replace(association, source=source, destination=destination, encapsulation=encapsulation)
+    return association.moved(source, destination, encapsulation)
 
 
 def _mobile_end(
