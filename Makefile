@@ -23,7 +23,7 @@ PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping str
 DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) \
            $(foreach name,rendered_deployment plan_commands plain_tunnels,tests/kernel/test_$(name).py)
 LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
-                handover_interruption,tests/kernel/test_$(name).py)
+                handover_interruption home_agent_restart,tests/kernel/test_$(name).py)
 ALONE := $(foreach name,nat_handover faults userspace,tests/lab/test_$(name).py)
 
 # What tests need beyond that: a browser that judges the HTML report (unit tests, too), routers that
