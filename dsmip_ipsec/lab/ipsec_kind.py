@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.lab import routes
+from dsmip_ipsec.lab.expect_models import Expect
 from dsmip_ipsec.lab.record import NotApplicable
-from dsmip_ipsec.lab.spec_models import Expect, Lab, Step
+from dsmip_ipsec.lab.spec_models import Lab, Step
 from dsmip_ipsec.node.config import IpsecKind
 
 _ETHERNET_MTU = 1500

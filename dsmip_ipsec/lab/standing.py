@@ -73,7 +73,8 @@ class StandingLab:
         self.ended: dict[str, int] = {}
         self.ipsec = ipsec
         self._logs = out / "logs"
-        self._export_keys = export_keys
+        # tshark needs them, too, for what it shall find within ESP.
+        self._export_keys = export_keys or any(step.expect.captured for step in lab.steps)
         self._say = say
         self.run = Run.claim()
         self.topology = Topology(lab, self.run, relayed=relayed_links(lab))
