@@ -176,6 +176,10 @@ class EngineDaemon(ABC):
     def _describe(self) -> dict[str, Any]:
         """The role's part of the status."""
 
+    def _own_counters(self) -> Mapping[str, int]:
+        """The role's own part of the status' counters."""
+        return {}
+
     # The pump ------------------------------------------------------------------------------------
 
     def _on_message(self, packet: MobilityPacket) -> None:
@@ -209,4 +213,5 @@ class EngineDaemon(ABC):
         counters = {**self._common_engine.counters, **self._path.counters}
         if self._plain is not None:
             counters |= self._plain.counters
+        counters |= self._own_counters()
         return {**self._describe(), "counters": counters}

@@ -10,8 +10,9 @@ import tomli_w
 
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.lab import ipsec_kind
+from dsmip_ipsec.lab.expect_models import Expect
 from dsmip_ipsec.lab.spec import Lab, load, parse
-from dsmip_ipsec.lab.spec_models import Expect, Step
+from dsmip_ipsec.lab.spec_models import Step
 
 PROJECT = Path(__file__).parents[3]
 LABS = PROJECT / "labs"
