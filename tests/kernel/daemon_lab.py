@@ -114,8 +114,8 @@ class DaemonLab(StandingLab):
     async def restart_charon(self, node: str, how: signal.Signals) -> None:
         """End the charon of ``node`` by that signal, and start and load a new one."""
         await self.processes.stop(f"charon of {node}", first=how)
-        self._start_charon(self.nodes[node])
-        await self._load_charon(self.nodes[node])
+        self.charons.start(self.nodes[node])
+        await self.charons.load(self.nodes[node])
 
     def ip(self, node: str, *arguments: str) -> Any:
         """``ip -j`` in the namespace of ``node``."""
