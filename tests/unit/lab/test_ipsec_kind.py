@@ -23,11 +23,13 @@ UNFIT = {
     "home-agent-restart": "sequence numbers, hence IVs, again",
     "home-link": "mn returns home",
     "ipv6-handover": "IPv6 care-of address on six-b",
+    "narrow-link": "copy_df = false",
+    "narrow-link-plain": "protected = false",
     "nat-handover-k-bit": "mobility = 'k-bit'",
     "nat-handover-renegotiate": "mobility = 'renegotiate'",
     "plain-data": "protected = false",
     "slaac": "IPv6 router advertisements",
-    "small-mtu": "MTU of 1360",
+    "small-mtu": "narrow (visited-a)",
 }
 
 
