@@ -117,9 +117,7 @@ class HomeAgentDaemon(EngineDaemon):
         )
         if not config.protect_data:
             self._leave_payload_plain(self._payload_wanted, home_agent=True)
-        self._negotiable = {
-            reqid for ids in self._by_reqids for reqid in (ids.signalling, ids.data)
-        }
+        self._negotiable = {reqid for ids in self._by_reqids for reqid in ids.negotiated}
         self._watch: CharonWatch | None = None
         self._abandoned: AbandonedIkeSas | None = None
         if config.ike.vici_socket is not None:
@@ -178,7 +176,7 @@ class HomeAgentDaemon(EngineDaemon):
             (self._peerings[home], binding) for home, binding in self._bindings.items()
         )
 
-    def _send(self, output: SendMobility) -> None:
+    def _send(self, output: SendMobility | SendIcmp) -> None:
         on_link = output.remote is None and output.type2_routing is None
         peering = self._peerings.get(output.destination)
         unbound = peering is not None and peering.home_address not in self._bindings
@@ -193,7 +191,7 @@ class HomeAgentDaemon(EngineDaemon):
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _send_settled(self, plain: PlainData, output: SendMobility) -> None:
+    async def _send_settled(self, plain: PlainData, output: SendMobility | SendIcmp) -> None:
         await plain.settled()
         super()._send(output)
 
