@@ -21,16 +21,17 @@ PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping str
 # have guests of their own, and are `make test-all`'s.
 # Labs that are measured, or look for anything left behind, have nothing beside them.
 DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) \
-           $(foreach name,rendered_deployment plan_commands plain_tunnels,tests/kernel/test_$(name).py)
+           $(foreach name,rendered_deployment inventory_fuzz plan_commands plain_tunnels, \
+             tests/kernel/test_$(name).py)
 LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
                 handover_interruption handover_matrix,tests/kernel/test_$(name).py)
-ALONE := $(foreach name,nat_handover faults userspace,tests/lab/test_$(name).py)
+ALONE := $(foreach name,nat_handover faults userspace userspace_labs,tests/lab/test_$(name).py)
 
 # What tests need beyond that: a browser that judges the HTML report and a sandbox for guests (unit
 # tests, too), routers that advertise, and Debian's stock kernel under QEMU.
 TEST_PACKAGES := chromium bubblewrap radvd qemu-system-x86 linux-image-amd64 busybox-static
 
-.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults bench lint install packages clean
+.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults test-examples test-mutations bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -73,10 +74,15 @@ test-labs: install
 	$(BIN)/pytest -q -n 2 --dist worksteal tests/unit/test_qemu_boot.py \
 	  $(filter-out $(ALONE),$(wildcard tests/lab/test_*.py))
 
+# Mistakes made in copies of the package: each must be seen, on paper (seconds) and by a lab (a few
+# minutes).
+test-mutations: install
+	$(BIN)/pytest -q tests/mutations tests/lab/test_live_mutations.py
+
 # On this machine's own kernel, which needs no ESP for it, but root; else in a guest.
 test-userspace: install
 	$(if $(filter 0,$(shell id -u)),$(BIN)/pytest,$(BIN)/python -m dsmip_ipsec.lab.guest_pytest) \
-	  -q tests/lab/test_userspace.py
+	  -q tests/lab/test_userspace.py tests/lab/test_userspace_labs.py
 
 test-kernel: install
 	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q \
@@ -90,6 +96,11 @@ test-daemons: install
 # charon lacks still. A quarter of an hour.
 test-lifecycles: install
 	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q $(LIFECYCLES)
+
+# docs/examples as somebody else's CI runs them, in a Debian of their own; root, a mirror, ten minutes.
+test-examples: PACKAGES += debootstrap
+test-examples: install
+	$(BIN)/pytest -q tests/examples
 
 test-faults: install
 	$(BIN)/pytest -q tests/lab/test_faults.py

@@ -84,10 +84,14 @@ def add_parser(commands: Any) -> None:
 def run_lab(arguments: argparse.Namespace) -> int:
     """Run a lab in place or in a guest; return the exit status. Raises DsmipError."""
     from dsmip_ipsec.cli import lab_snapshots
+    from dsmip_ipsec.kernel import user_namespace
     from dsmip_ipsec.lab import ipsec_kind, spec
-    from dsmip_ipsec.lab.guest_kernel import choose_kernel
+    from dsmip_ipsec.lab.guest_kernel import (
+        KERNEL_KIND_VARIABLE,
+        choose_kernel,
+        in_user_namespace,
+    )
     from dsmip_ipsec.lab.library import find_lab
-    from dsmip_ipsec.lab.scenario import KERNEL_KIND_VARIABLE
 
     kernels = list(dict.fromkeys(arguments.kernel or ["auto"]))
     if len(kernels) > 1:
@@ -109,6 +113,8 @@ def run_lab(arguments: argparse.Namespace) -> int:
         inside = KERNEL_KIND_VARIABLE in os.environ
         kernel = "host" if inside else choose_kernel(kernels[0], ipsec=arguments.ipsec)
         if kernel == "host":
+            if in_user_namespace(kernel):
+                user_namespace.enter()
             status = _run_in_place(path, out, arguments, keep=keep)
         else:
             status = _run_in_guest(path, out, arguments, kernel)
@@ -148,15 +154,13 @@ def prepare_output(directory: Path | None, stack: ExitStack) -> Path:
 
 
 def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep: bool) -> int:
-    from rich.console import Console
-
-    from dsmip_ipsec.cli.lab_server import complete, say_with_time
+    from dsmip_ipsec.cli.lab_server import complete
     from dsmip_ipsec.cli.lab_snapshots import check_for
+    from dsmip_ipsec.cli.progress import say_with_time
     from dsmip_ipsec.lab import spec
     from dsmip_ipsec.lab.guest import run_until_signal
     from dsmip_ipsec.lab.nursery import Nursery
     from dsmip_ipsec.lab.scenario import Scenario
-    from dsmip_ipsec.report import table
 
     say = say_with_time()
     nursery = Nursery.start()
@@ -177,6 +181,11 @@ def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep:
         if check is not None:
             record, differing = check.conclude(record)
         record = complete(scenario, record, export_keys=arguments.export_keys, write=keep)
+        # Not before the lab needs the processor no more: it takes a moment to import in a guest.
+        from rich.console import Console
+
+        from dsmip_ipsec.report import table
+
         print()
         shown = Path(os.environ.get(SHOWN_AS_VARIABLE, out))
         table.render(record, Console(), directory=shown if keep and shown.name else None)
@@ -192,14 +201,13 @@ def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep:
 
 def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace, kernel: str) -> int:
     """Run the same command on a guest kernel, and bring home what it wrote."""
-    from dsmip_ipsec.cli.lab_server import say_with_time
     from dsmip_ipsec.cli.lab_snapshots import Storing
+    from dsmip_ipsec.cli.progress import say_with_time
     from dsmip_ipsec.lab import spec
     from dsmip_ipsec.lab.guest import collect_share, prepare_share, run_in_guest_sync
     from dsmip_ipsec.lab.guest_init import GUEST_SHARE
-    from dsmip_ipsec.lab.guest_kernel import KERNEL_TITLES, guest_kind
+    from dsmip_ipsec.lab.guest_kernel import KERNEL_KIND_VARIABLE, KERNEL_TITLES, guest_kind
     from dsmip_ipsec.lab.record import load
-    from dsmip_ipsec.lab.scenario import KERNEL_KIND_VARIABLE
 
     work = Path(tempfile.mkdtemp(prefix="dsmip-lab-"))
     try:
@@ -309,5 +317,7 @@ def show_lab(arguments: argparse.Namespace) -> int:
             words = value if not isinstance(value, bool) else "yes" if value else "no"
             if isinstance(value, dict):
                 words = " + ".join(f"{amount:g} {unit}" for unit, amount in value.items() if amount)
+            if name == "captured":
+                words = "; ".join(map(str, step.expect.captured or ()))
             print(f"     {name.replace('_', ' ')}: {words}")
     return 0

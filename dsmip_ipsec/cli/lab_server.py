@@ -9,11 +9,11 @@ import argparse
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+from dsmip_ipsec.cli.progress import say_with_time
 from dsmip_ipsec.errors import DsmipError, LabError
+from dsmip_ipsec.kernel import user_namespace
 from dsmip_ipsec.lab import spec
 from dsmip_ipsec.lab.guest import run_until_signal
 from dsmip_ipsec.lab.guest_stream import STREAM_VARIABLE
@@ -24,22 +24,12 @@ from dsmip_ipsec.lab.server import LabServer
 from dsmip_ipsec.report import captured, wireshark
 
 
-def say_with_time() -> Callable[[str], None]:
-    """A printer of progress lines, with the seconds since now in front."""
-    started = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)
-
-    return say
-
-
 def complete(scenario: Scenario, record: RunRecord, *, export_keys: bool, write: bool) -> RunRecord:
     """Judge what needs the captures; leave keys and record in the scenario's output directory.
     Raises DsmipError."""
     out = scenario.standing.out
-    with tempfile.TemporaryDirectory(prefix="dsmip-keys-") as private:
-        if any(step.expect.captured for step in scenario.steps):
+    if any(step.expect.captured for step in scenario.steps):
+        with tempfile.TemporaryDirectory(prefix="dsmip-keys-") as private:
             record = captured.judge(record, scenario.steps, out, _export(scenario, Path(private)))
     if export_keys:
         _export(scenario, out / "wireshark")
@@ -85,9 +75,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--export-keys", action="store_true")
     parser.add_argument("--ipsec", default="kernel", choices=("kernel", "userspace"))
+    parser.add_argument("--user-namespace", action="store_true")
     arguments = parser.parse_args(argv)
     nursery: Nursery | None = None
     try:
+        if arguments.user_namespace:
+            user_namespace.enter()
         stream, pumped = open_stream()
         lab = spec.load(arguments.lab)
         nursery = Nursery.start()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 from dsmip_ipsec.errors import ConfigError
-from dsmip_ipsec.ike import quoting
+from dsmip_ipsec.ike import proposals, quoting
 
 
 class MobilityMode(enum.Enum):
@@ -103,7 +103,8 @@ class Revocation(enum.Enum):
 
 
 class IkeOver(enum.Enum):
-    """The addresses that mobile nodes reach the home agent's IKE at, in this order."""
+    """The home agent's addresses at which mobile nodes may begin IKE. Each has a connection of its
+    own there, and the care-of address's family decides between them (docs/decisions.md)."""
 
     IPV4 = "ipv4"
     IPV6 = "ipv6"
@@ -113,16 +114,26 @@ class IkeOver(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class HomeAgent:
     """The home agent. ``ipv4`` is the address that mobile nodes on IPv4 reach it at; ``ipv6`` its
-    address on the home link, which binding updates are addressed to; ``ike_over`` tells which of
-    them IKE uses (MOBIKE may use both later). Behind a static NAPT ``ipv4`` is its own address, and
-    ``outer_ipv4`` the one that mobile nodes reach it at."""
+    address on the home link, which binding updates are addressed to; ``ike_over`` tells at
+    which of them IKE may begin (MOBIKE may use both later). Behind a static NAPT ``ipv4`` is its
+    own address, and ``outer_ipv4`` the one that mobile nodes reach it at."""
 
     identity: str
     ipv6: IPv6Address
     ipv4: IPv4Address
     certificate: Certificate | None = None
-    ike_over: IkeOver = IkeOver.IPV4
+    ike_over: IkeOver = IkeOver.DUAL
     outer_ipv4: IPv4Address | None = None
+
+    @property
+    def over_ipv4(self) -> bool:
+        """Whether IKE may begin over IPv4."""
+        return self.ike_over is not IkeOver.IPV6
+
+    @property
+    def over_ipv6(self) -> bool:
+        """Whether IKE may begin over IPv6."""
+        return self.ike_over is not IkeOver.IPV4
 
     def __post_init__(self) -> None:
         quoting.identity(self.identity, "home agent identity")
@@ -208,14 +219,15 @@ class IkeSettings:
     configuration_payload: bool = False
 
     def __post_init__(self) -> None:
-        for label, proposals in (
-            ("ike_proposals", self.ike_proposals),
-            ("esp_proposals", self.esp_proposals),
-        ):
-            if not proposals:
+        uses: tuple[tuple[str, proposals.Use, tuple[str, ...]], ...] = (
+            ("ike_proposals", "IKE", self.ike_proposals),
+            ("esp_proposals", "ESP", self.esp_proposals),
+        )
+        for label, use, named in uses:
+            if not named:
                 raise ConfigError(f"{label} is empty", hint='name at least one, or "default"')
-            for proposal in proposals:
-                quoting.proposal(proposal, label)
+            for proposal in named:
+                proposals.check(proposal, use, label)
         for label, value, low, high in (
             ("dpd_delay", self.dpd_delay, 1, 3600),
             ("ike_rekey_time", self.ike_rekey_time, 0, 30 * 86400),

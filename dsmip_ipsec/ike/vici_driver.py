@@ -126,6 +126,15 @@ class ViciDriver:
             message["force"] = "yes"
         await self._command("terminate", message, events=("control-log",), timeout=timeout + 2)
 
+    async def terminate_one(self, uniqueid: int, *, timeout: float) -> None:
+        """Delete the IKE_SA that charon numbers ``uniqueid``, and no other of its connection; its
+        peer gets ``timeout`` (seconds) for its answer, then it goes without.
+
+        :raises IkeError: there is none, or charon couldn't.
+        """
+        message = {"ike-id": str(uniqueid), "timeout": str(int(timeout * 1000)), "force": "yes"}
+        await self._command("terminate", message, timeout=timeout + 2)
+
     async def establish(self, ike: str, *, data: bool = True, timeout: float = 30.0) -> Established:
         """IKE_SA, signalling CHILD_SA and data CHILD_SA of a mobile node, as initiator.
 

@@ -21,6 +21,8 @@ from dsmip_ipsec.node.config import IpsecKind
 Kernel = Literal["host", "uml", "qemu"]
 KERNEL_CHOICES = ("auto", "host", "uml", "qemu")
 _GUESTS: dict[str, type[Guest]] = {"uml": UmlGuest, "qemu": QemuGuest}
+# Tells a lab in a guest which kind that is.
+KERNEL_KIND_VARIABLE = "DSMIP_KERNEL_KIND"
 # For sentences that a user reads.
 KERNEL_TITLES = {"host": "this kernel", "uml": "User-Mode Linux", "qemu": "QEMU, a stock kernel"}
 
@@ -39,7 +41,8 @@ def choose_kernel(
     """The kernel to use for ``requested`` (one of KERNEL_CHOICES).
 
     auto: the host's if we are root and it can do everything that labs need, else a guest. With
-    ``ipsec`` "userspace" labs need less.
+    ``ipsec`` "userspace" labs need less, and a user namespace makes us root enough (see
+    :func:`in_user_namespace`).
     Raises LabError if the one that was asked for, or any, can't serve.
     """
     if requested not in KERNEL_CHOICES:
@@ -52,7 +55,7 @@ def choose_kernel(
     if requested == "qemu":
         find_qemu_parts()
         return "qemu"
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and ipsec == "kernel":
         if requested == "host":
             raise LabError(
                 "labs on the host's kernel need root",
@@ -70,6 +73,12 @@ def choose_kernel(
             )
     find_uml()
     return "uml"
+
+
+def in_user_namespace(kernel: Kernel) -> bool:
+    """Whether a lab on ``kernel``, as :func:`choose_kernel` chose it for us, has to enter a user
+    namespace first (:func:`dsmip_ipsec.kernel.user_namespace.enter`)."""
+    return kernel == "host" and os.geteuid() != 0
 
 
 def probe_guest(kernel: str = "uml", *, deadline_s: float = 90.0) -> Capabilities:

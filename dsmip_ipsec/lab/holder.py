@@ -31,7 +31,7 @@ from typing import Any
 from ..errors import ConfigError, DsmipError, LabError
 from ..node.config import IpsecKind
 from . import cleanup, spec
-from .guest_kernel import choose_kernel
+from .guest_kernel import choose_kernel, in_user_namespace
 from .held import LOG, SOCKET, Held, write_about
 from .messages import Lines, decode, encode, error_from, failure
 from .places import SESSION_S
@@ -305,7 +305,7 @@ def _hold(arguments: argparse.Namespace, starter: _Starter) -> None:
         )
         for pid in _children():
             run.add_process(pid, "the lab's place")
-        if kernel == "host":
+        if kernel == "host" and not in_user_namespace(kernel):
             held = replace(held, inner=session.run_id)
             write_about(held)
         asyncio.run(_serve(held, session, starter))

@@ -21,7 +21,6 @@ from dsmip_ipsec.lab.expectations import Ends, Observation, judge, judge_failure
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import growth
 from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
-from dsmip_ipsec.lab.run_facts import KERNEL_KIND_VARIABLE as KERNEL_KIND_VARIABLE
 from dsmip_ipsec.lab.settling import Agrees, agreed
 from dsmip_ipsec.lab.spec import Expect, Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab

@@ -30,11 +30,10 @@ from ..errors import ConfigError, DsmipError, LabError
 from ..node.config import IpsecKind
 from . import cleanup, ipsec_kind, record, spec
 from .guest import collect_share
-from .guest_kernel import choose_kernel
+from .guest_kernel import KERNEL_KIND_VARIABLE, Kernel, choose_kernel, in_user_namespace
 from .library import find_lab
 from .messages import Lines, encode, error_from
 from .places import SESSION_S, Place, place_for
-from .scenario import KERNEL_KIND_VARIABLE
 
 # From nothing to a lab that stands, the guest's boot included: on a busy machine, and for many
 # mobile nodes.
@@ -254,13 +253,14 @@ class LabSession:
 
     # The other side -------------------------------------------------------------------------------
 
-    def _begin(self, place: Place, kernel: str, export_keys: bool, ipsec: IpsecKind) -> None:
+    def _begin(self, place: Place, kernel: Kernel, export_keys: bool, ipsec: IpsecKind) -> None:
         self._place, self._on_host = place, kernel == "host"
         argv = [
             *(sys.executable, "-m", _SERVER),
             *(str(place.seen_at / "lab.toml"), str(place.seen_at / "out")),
             *(["--export-keys"] if export_keys else []),
             *("--ipsec", ipsec),
+            *(["--user-namespace"] if in_user_namespace(kernel) else []),
         ]
         limit_s = START_S * place.pace
         started = threading.Event()

@@ -30,14 +30,24 @@ class IkeSection(_Section):
     """How to reach charon, and what its configuration calls things.
 
     ``connection`` leads to the home agent's IPv4 address, ``ipv6_connection`` to its IPv6 one;
-    they differ in that only. Without the latter, IKE begins over IPv4 alone.
+    they differ in that only. Without one of them, IKE begins over the other family alone.
     """
 
     vici_socket: Path
-    connection: str
+    connection: str = ""
     ipv6_connection: str = ""
     timeout_s: float = Field(default=15.0, gt=0)
     mobility_mode: MobilityMode = MobilityMode.MOBIKE
+
+    @model_validator(mode="after")
+    def _some_connection(self) -> IkeSection:
+        if not self.connection and not self.ipv6_connection:
+            raise ValueError("connection or ipv6_connection has to be named")
+        return self
+
+    def connection_from(self, care_of_address: IPv4Address | IPv6Address) -> str:
+        """The one that begins at such a care-of address; "": there is none."""
+        return self.connection if care_of_address.version == 4 else self.ipv6_connection
 
 
 class HomeAgentIkeSection(_Section):

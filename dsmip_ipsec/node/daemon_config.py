@@ -61,7 +61,11 @@ def daemon_config(
     else:
         model = MobileNodeConfig
         document |= {
-            "ike": {**ike, "connection": node, "ipv6_connection": ipv6_connection(node)},
+            "ike": {
+                **ike,
+                **({"connection": node} if agent.over_ipv4 else {}),
+                **({"ipv6_connection": ipv6_connection(node)} if agent.over_ipv6 else {}),
+            },
             "mobile_node": peer(deployment.mobile_node(node)),
         }
     if keys is not None:

@@ -19,6 +19,7 @@ from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig as EngineConf
 from dsmip_ipsec.mobility.home_agent_config import Subscriber
 from dsmip_ipsec.mobility.home_link_types import DetectDuplicateAddress, HomeLinkChanged
 from dsmip_ipsec.mobility.types import Binding, BindingChanged, OuterAddress, Output, SendMobility
+from dsmip_ipsec.node.abandoned_ike import AbandonedIkeSas
 from dsmip_ipsec.node.charon_watch import CharonWatch, discard
 from dsmip_ipsec.node.config import HomeAgentConfig
 from dsmip_ipsec.node.configured_sas import associations
@@ -103,18 +104,24 @@ class HomeAgentDaemon(EngineDaemon):
             reqid for ids in self._by_reqids for reqid in (ids.signalling, ids.data)
         }
         self._watch: CharonWatch | None = None
+        self._abandoned: AbandonedIkeSas | None = None
         if config.ike.vici_socket is not None:
+            driver = ViciDriver(config.ike.vici_socket)
+            self._abandoned = AbandonedIkeSas(driver, map(_needed, self._peerings.values()))
             self._watch = CharonWatch(
-                ViciDriver(config.ike.vici_socket),
+                driver,
                 associations=lambda: self._reconciler.associations,
                 reqids=self._negotiable,
                 changed=self._reconciler.trigger,
+                events=self._abandoned.heard,
             )
 
     async def stop(self) -> None:
         """Take everything down: no policy, mirror, route or rule of ours is left."""
         if self._watch is not None:
             await self._watch.stop()
+        if self._abandoned is not None:
+            await self._abandoned.stop()
         self._bindings.clear()
         self._home_link.close()
         await super().stop()
@@ -154,6 +161,11 @@ class HomeAgentDaemon(EngineDaemon):
 
     def _send(self, output: SendMobility) -> None:
         on_link = output.remote is None and output.type2_routing is None
+        peering = self._peerings.get(output.destination)
+        unbound = peering is not None and peering.home_address not in self._bindings
+        if on_link and peering is not None and unbound and self._abandoned is not None:
+            # The answer to a binding update from the home link (RFC 6275 §11.5.5).
+            self._abandoned.returned_home(peering.reqids.negotiated)
         if self._plain is None or not on_link:
             super()._send(output)
             return
@@ -227,6 +239,12 @@ class HomeAgentDaemon(EngineDaemon):
 
     def _describe(self) -> dict[str, Any]:
         return {"bindings": [binding_dict(binding) for binding in self._bindings.values()]}
+
+
+def _needed(peering: Peering) -> tuple[int, ...]:
+    """Reqids of the CHILD_SAs without which an IKE_SA is of no use."""
+    data = (peering.reqids.data,) if peering.protect_data else ()
+    return (peering.reqids.signalling, *data)
 
 
 def _interface(peering: Peering) -> IPv4Interface | None:

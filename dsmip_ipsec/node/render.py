@@ -35,7 +35,7 @@ from dsmip_ipsec.ike.private_files import make_directory, read_file, replace_fil
 from dsmip_ipsec.ike.render import NodeFiles, Overrides, template, write_node
 from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.node.daemon_config import write_daemon_config
-from dsmip_ipsec.node.inventory_file import HOME_AGENT, Inventory
+from dsmip_ipsec.node.inventory_file import CA, HOME_AGENT, SECRETS, Inventory
 from dsmip_ipsec.node.inventory_models import X509, EapAkaTable, EapMd5, Psk
 
 CONTROL_SOCKET = "daemon.sock"
@@ -95,7 +95,7 @@ class _Work:
 
     @property
     def store(self) -> CaStore:
-        return CaStore(self.out / "ca")
+        return CaStore(self.out / CA)
 
     def deployment(self) -> Deployment:
         file = self.inventory.file
@@ -122,7 +122,14 @@ class _Work:
             assert isinstance(credentials, Certificate), "the inventory was checked"
             certificate = credentials
         return Deployment(
-            HomeAgent(agent.identity, agent.ipv6, agent.ipv4, certificate, agent.ike_over),
+            HomeAgent(
+                agent.identity,
+                agent.ipv6,
+                agent.ipv4,
+                certificate,
+                agent.ike_over,
+                agent.outer_ipv4,
+            ),
             tuple(nodes),
             self._settings(),
             # Read last: issuing a certificate writes it anew.
@@ -177,7 +184,9 @@ class _Work:
         if len(octets) != 32:
             # Without what is in the file: it is a key.
             raise ConfigError(
-                f"{name}: K and OPc aren't 64 hexadecimal digits", path=table.file
+                f"{name}: K and OPc aren't 64 hexadecimal digits",
+                path=table.file,
+                hint="32 of K, then 32 of OPc, without spaces",
             ) from None
         return EapAka(eap_identity, octets[:16], octets[16:], self._home_agents_ca())
 
@@ -234,9 +243,11 @@ class _Work:
                 return bytes.fromhex(text[2:].decode("ascii"))
             except ValueError:
                 raise ConfigError(
-                    f"the secret of {name} begins with 0x and isn't hexadecimal", path=file
+                    f"the secret of {name} begins with 0x and isn't hexadecimal",
+                    path=file,
+                    hint="write two hexadecimal digits for each octet, or leave 0x out",
                 ) from None
-        path = self.out / "secrets" / f"{name}.{kind}"
+        path = self.out / SECRETS / f"{name}.{kind}"
         make_directory(path.parent, 0o700)
         if path.exists() and not self.force:
             try:
@@ -259,7 +270,11 @@ class _Work:
                 f"{what} is outside the inventory's directory", path=name, hint="copy it there"
             )
         if not path.is_file():
-            raise ConfigError(f"{what} isn't there, or no regular file", path=path)
+            raise ConfigError(
+                f"{what} isn't there, or no regular file",
+                path=path,
+                hint="files are named relative to the inventory",
+            )
         return read_file(path, what)
 
 

@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("kernel", "userspace"),
         default="kernel",
         help="who applies ESP in labs: the kernel, keyed by charon (the default), or the daemons "
-        "themselves with configured keys, which needs no guest where we are root",
+        "themselves with configured keys, mostly without a guest",
     )
     group.addoption(
         "--dsmip-pcap",
