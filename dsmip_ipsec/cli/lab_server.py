@@ -28,8 +28,8 @@ def complete(scenario: Scenario, record: RunRecord, *, export_keys: bool, write:
     """Judge what needs the captures; leave keys and record in the scenario's output directory.
     Raises DsmipError."""
     out = scenario.standing.out
-    with tempfile.TemporaryDirectory(prefix="dsmip-keys-") as private:
-        if any(step.expect.captured for step in scenario.steps):
+    if any(step.expect.captured for step in scenario.steps):
+        with tempfile.TemporaryDirectory(prefix="dsmip-keys-") as private:
             record = captured.judge(record, scenario.steps, out, _export(scenario, Path(private)))
     if export_keys:
         _export(scenario, out / "wireshark")

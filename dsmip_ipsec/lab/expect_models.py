@@ -37,6 +37,16 @@ class Captured(Table):
             raise ValueError("should not have a 'min' above its 'max'")
         return self
 
+    def __str__(self) -> str:
+        return f"{self.words} of '{self.filter}' at {self.node} on {self.link}"
+
+    @property
+    def words(self) -> str:
+        """How many there must be."""
+        if self.max is None:
+            return f"at least {self.least}"
+        return f"{self.least}" if self.least == self.max else f"{self.least} to {self.max}"
+
     @property
     def least(self) -> int:
         """``min``, or what is meant without it."""
@@ -79,7 +89,7 @@ class Expect(Table):
     same_ike_sa: bool | None = None
     signalling_port_changed: bool | None = None
     esp_port_changed: bool | None = None
-    captured: Annotated[tuple[Captured, ...], BeforeValidator(as_tuple)] = ()
+    captured: Annotated[tuple[Captured, ...] | None, BeforeValidator(as_tuple)] = None
 
 
 OF_FLOWS = ("data", "interruption_max", "lost_max", "reordered_max", "delay_max")

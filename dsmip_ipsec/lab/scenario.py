@@ -473,6 +473,7 @@ class Scenario:
             one_way_delay_ms=rtt_ms / 2,
             rtt_ms=rtt_ms,
             probe_interval_ms=probe_interval_ms(self.lab.flow.interval_ms),
+            probe_protocol=self.lab.flow.protocol,
             ike_authentication=self.lab.ike.auth if self.ipsec == "kernel" else "",
             ike_mobility=self.lab.ike.mobility if self.ipsec == "kernel" else "",
             data_protected=self.lab.data.protected,

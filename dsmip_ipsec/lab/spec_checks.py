@@ -255,7 +255,7 @@ def check_step(
 
 
 def _check_captured(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[Problem]:
-    for index, wanted in enumerate(step.expect.captured):
+    for index, wanted in enumerate(step.expect.captured or ()):
         here = (*loc, "expect", "captured", index)
         links = lab.links if lab.capture.links is None else lab.capture.links
         if wanted.link not in links:

@@ -195,9 +195,10 @@ class Data(Table):
 
 
 class Flow(Table):
-    """[flow]: UDP probes between each home address and the correspondent, both ways each.
+    """[flow]: probes between each home address and the correspondent, both ways each.
 
-    ``interval_ms``: between two probes of one direction. ``size``: UDP payload in octets.
+    ``protocol``: each is a UDP datagram, or they are what a TCP connection carries, which the
+    mobile node makes. ``interval_ms``: between two probes of one direction. ``size``: in octets.
     ``correspondent``: needed when there is more than one. ``nodes``: mobile nodes that have flows;
     the first one when absent. ``families``: of the home addresses that are used.
     ``traffic_class``: DSCP and ECN of the probes, as one octet (RFC 2474, RFC 3168).
@@ -213,6 +214,13 @@ class Flow(Table):
     port: Annotated[int, Field(ge=1, le=65535)] = 7777
     correspondent: NodeName | None = None
     traffic_class: Annotated[int, Field(ge=0, le=255)] = 0
+    protocol: Literal["udp", "tcp"] = "udp"
+
+    @model_validator(mode="after")
+    def _class_of_datagrams(self) -> Self:
+        if self.traffic_class and self.protocol == "tcp":
+            raise ValueError("should not have a 'traffic_class' with TCP, which has its own ECN")
+        return self
 
 
 class Capture(Table):

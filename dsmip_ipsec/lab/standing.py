@@ -241,6 +241,7 @@ class StandingLab:
                 size=settings.size,
                 port=settings.port,
                 traffic_class=settings.traffic_class,
+                protocol=settings.protocol,
                 node=name,
                 first=len(found),
             )

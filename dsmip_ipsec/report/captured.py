@@ -46,14 +46,13 @@ def _expectation(
     wanted: Captured, file: Path, window: tuple[float, float], keys: Path | None
 ) -> Expectation:
     count, trouble = count_matching(file, wanted.filter, window, keys)
-    least, most = wanted.least, wanted.max
-    limits = f"at least {least}" if most is None else f"{least} to {most}"
-    limits = f"{least}" if least == most else limits
     return Expectation(
         name=f"captured at {wanted.node} on {wanted.link}",
-        expected=f"{limits} of: {wanted.filter}",
+        expected=f"{wanted.words} of: {wanted.filter}",
         seen=trouble or f"{count}",
-        passed=not trouble and count >= least and (most is None or count <= most),
+        passed=not trouble
+        and wanted.least <= count
+        and (wanted.max is None or count <= wanted.max),
     )
 
 
