@@ -31,7 +31,7 @@ ALONE := $(foreach name,nat_handover faults userspace userspace_labs,tests/lab/t
 # tests, too), routers that advertise, and Debian's stock kernel under QEMU.
 TEST_PACKAGES := chromium bubblewrap radvd qemu-system-x86 linux-image-amd64 busybox-static
 
-.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults test-examples bench lint install packages clean
+.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults test-examples test-mutations bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -73,6 +73,11 @@ test-qemu: install
 test-labs: install
 	$(BIN)/pytest -q -n 2 --dist worksteal tests/unit/test_qemu_boot.py \
 	  $(filter-out $(ALONE),$(wildcard tests/lab/test_*.py))
+
+# Mistakes made in copies of the package: each must be seen, on paper (seconds) and by a lab (a few
+# minutes).
+test-mutations: install
+	$(BIN)/pytest -q tests/mutations tests/lab/test_live_mutations.py
 
 # On this machine's own kernel, which needs no ESP for it, but root; else in a guest.
 test-userspace: install

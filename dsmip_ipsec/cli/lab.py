@@ -317,5 +317,7 @@ def show_lab(arguments: argparse.Namespace) -> int:
             words = value if not isinstance(value, bool) else "yes" if value else "no"
             if isinstance(value, dict):
                 words = " + ".join(f"{amount:g} {unit}" for unit, amount in value.items() if amount)
+            if name == "captured":
+                words = "; ".join(map(str, step.expect.captured or ()))
             print(f"     {name.replace('_', ' ')}: {words}")
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from dsmip_ipsec.cli.progress import say_with_time
@@ -20,24 +21,33 @@ from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.record import RunRecord
 from dsmip_ipsec.lab.scenario import Scenario
 from dsmip_ipsec.lab.server import LabServer
-from dsmip_ipsec.report import wireshark
+from dsmip_ipsec.report import captured, wireshark
 
 
 def complete(scenario: Scenario, record: RunRecord, *, export_keys: bool, write: bool) -> RunRecord:
-    """Leave keys and record in the scenario's output directory. Raises DsmipError."""
+    """Judge what needs the captures; leave keys and record in the scenario's output directory.
+    Raises DsmipError."""
     out = scenario.standing.out
+    if any(step.expect.captured for step in scenario.steps):
+        with tempfile.TemporaryDirectory(prefix="dsmip-keys-") as private:
+            record = captured.judge(record, scenario.steps, out, _export(scenario, Path(private)))
     if export_keys:
-        wireshark.export(
-            out / "wireshark",
-            map(wireshark.SaKeys.of, scenario.standing.associations),
-            scenario.standing.ike_keys,
-        )
+        _export(scenario, out / "wireshark")
         record = record.model_copy(
             update={"artefacts": record.artefacts.model_copy(update={"wireshark": "wireshark"})}
         )
     if write:
         record.write(out / "record.json")
     return record
+
+
+def _export(scenario: Scenario, directory: Path) -> Path:
+    wireshark.export(
+        directory,
+        map(wireshark.SaKeys.of, scenario.standing.associations),
+        scenario.standing.ike_keys,
+    )
+    return directory
 
 
 def open_stream() -> tuple[int, bool]:

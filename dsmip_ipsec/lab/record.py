@@ -93,6 +93,9 @@ class Settings(_Model):
     probe_interval_ms: Milliseconds = Field(
         description="Time between two probes of a flow: the resolution of interruptions."
     )
+    probe_protocol: Literal["udp", "tcp"] = Field(
+        default="udp", description="Whether probes are datagrams, or parts of TCP connections."
+    )
     ike_authentication: str = Field(default="", description="`certificate` or `psk`.")
     ike_mobility: str = Field(
         default="", description="How the IKE_SA follows a handover, such as `mobike`."

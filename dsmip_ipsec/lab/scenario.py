@@ -14,16 +14,17 @@ from pathlib import Path
 
 import dsmip_ipsec
 from dsmip_ipsec.errors import DsmipError, LabError
-from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import flow, ipsec_kind, record, routes, run_facts
-from dsmip_ipsec.lab.expectations import Ends, Observation, judge, judge_failure
+from dsmip_ipsec.lab.deploy import reqids
+from dsmip_ipsec.lab.expect_models import OF_FLOWS
+from dsmip_ipsec.lab.expectations import Ends, Observation, judge, judge_failure, not_yet
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import growth
 from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
 from dsmip_ipsec.lab.settling import Agrees, agreed
 from dsmip_ipsec.lab.spec import Expect, Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
-from dsmip_ipsec.lab.timeline import timeline
+from dsmip_ipsec.lab.timeline import measured, timeline
 from dsmip_ipsec.node import control
 from dsmip_ipsec.node.config import IpsecKind
 
@@ -129,7 +130,12 @@ class Scenario:
     async def judged(self) -> record.StepRecord:
         """The step that was carried out last, judged by what the flows have brought so far. Raises
         LabError."""
-        return self._judged(self._done[-1], await self.standing.flows_so_far())
+        return self._judged(self._done[-1], await self.standing.flows_so_far(), so_far=True)
+
+    @property
+    def steps(self) -> list[Step]:
+        """Those that were carried out."""
+        return [done.step for done in self._done]
 
     @contextmanager
     def _noting(self, step_name: str) -> Iterator[None]:
@@ -263,9 +269,7 @@ class Scenario:
     ) -> dict[str, record.NodeState]:
         """The states once they are as expected, or as they are when time is up."""
         deadline = time.monotonic() + scaled(within_s)
-        expect = expect.model_copy(
-            update=dict.fromkeys(("data", "interruption_max", "lost_max", "ike_alive"))
-        )
+        expect = expect.model_copy(update=dict.fromkeys((*OF_FLOWS, "ike_alive")))
         expect, _ = ipsec_kind.applicable(expect, self.ipsec)
         while True:
             states = await self.states()
@@ -290,7 +294,7 @@ class Scenario:
         states = await self._settled(expect, nodes, within_s)
         series: Sequence[flow.Series] = ()
         start = end = time.monotonic_ns()
-        if (expect.data, expect.interruption_max, expect.lost_max) != (None, None, None):
+        if any(getattr(expect, name) is not None for name in OF_FLOWS):
             await asyncio.sleep(scaled(WATCH_S))
             end = time.monotonic_ns()
             series = await self.standing.flows_so_far()
@@ -352,7 +356,7 @@ class Scenario:
     def _share(self, agent: record.NodeState, node: str) -> record.NodeState:
         """What of the home agent's state belongs to one mobile node."""
         declared = self.lab.mobile_nodes()[node]
-        ids = numbered_reqids(self._nodes.index(node))
+        ids = reqids(self.lab, self._nodes.index(node))
         addresses = {str(declared.home_address), str(declared.ipv4_home_address)}
         return agent.model_copy(
             update={
@@ -376,10 +380,13 @@ class Scenario:
             return list(found)
         return [e.model_copy(update={"name": f"{node}: {e.name}"}) for e in found]
 
-    def _judged(self, done: _Done, series: Sequence[flow.Series]) -> record.StepRecord:
+    def _judged(
+        self, done: _Done, series: Sequence[flow.Series], *, so_far: bool = False
+    ) -> record.StepRecord:
         flows = self._measure(series, done.started_ns, done.watched_ns)
         expectations: list[record.Expectation] = []
         expect, not_applicable = ipsec_kind.applicable(done.step.expect, self.ipsec)
+        not_applicable += not_yet(done.step.expect) if so_far else ()
         # Without the flows (the run ended early) what depends on them can't be judged.
         for node in done.nodes if series else ():
             seen = self._observation(
@@ -420,30 +427,7 @@ class Scenario:
         for one in series:
             if node not in (None, one.flow.node):
                 continue
-            numbers = flow.analyse(one, start_ns, end_ns)
-            gap = numbers.interruption_ms
-            rtt_ms = self._rtt_ms(one.flow.node)
-            found.append(
-                record.Flow(
-                    node=one.flow.node,
-                    family=one.flow.family,
-                    direction=one.flow.direction,
-                    sent=numbers.sent,
-                    received=numbers.received,
-                    lost=numbers.lost,
-                    duplicates=numbers.duplicates,
-                    reordered=numbers.reordered,
-                    refused=numbers.refused,
-                    outage_ms=round(numbers.outage_ms, 2),
-                    sender_stall_ms=round(numbers.sender_stall_ms, 2),
-                    delay_ms_min=numbers.delay_ms_min,
-                    delay_ms_max=numbers.delay_ms_max,
-                    interruption_ms=None if gap is None else round(gap, 2),
-                    interruption_rtts=round(gap / rtt_ms, 3)
-                    if gap is not None and rtt_ms
-                    else None,
-                )
-            )
+            found.append(measured(one, start_ns, end_ns, self._rtt_ms(one.flow.node)))
         return found
 
     def _overall(self) -> tuple[record.Expectation, ...]:
@@ -489,6 +473,7 @@ class Scenario:
             one_way_delay_ms=rtt_ms / 2,
             rtt_ms=rtt_ms,
             probe_interval_ms=probe_interval_ms(self.lab.flow.interval_ms),
+            probe_protocol=self.lab.flow.protocol,
             ike_authentication=self.lab.ike.auth if self.ipsec == "kernel" else "",
             ike_mobility=self.lab.ike.mobility if self.ipsec == "kernel" else "",
             data_protected=self.lab.data.protected,

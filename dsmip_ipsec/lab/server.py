@@ -18,11 +18,12 @@ from pydantic import ValidationError
 
 from ..errors import ConfigError, DsmipError, LabError
 from . import ipsec_kind, spec_checks
+from .expect_models import Expect
 from .guest_stream import Acknowledged, write_all
 from .messages import Lines, encode, failure
 from .record import RunRecord
 from .scenario import Scenario
-from .spec_models import Expect, Step
+from .spec_models import Step
 from .terminals import Terminals
 
 EXEC_S = 30.0
@@ -184,8 +185,11 @@ class LabServer:
         node = request.get("node")
         if node is not None and node not in known:
             raise _no_such("mobile node", node, known)
+        expect = Expect.model_validate(request["expect"])
+        if expect.captured:
+            raise ConfigError("'captured' is for steps", hint="put it into one")
         found = await scenario.check(
-            Expect.model_validate(request["expect"]),
+            expect,
             known if node is None else (node,),
             float(request.get("within_s", 3.0)),
         )
