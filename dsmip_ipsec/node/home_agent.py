@@ -184,7 +184,8 @@ class HomeAgentDaemon(EngineDaemon):
         on_link = output.remote is None and output.type2_routing is None
         peering = self._peerings.get(output.destination)
         unbound = peering is not None and peering.home_address not in self._bindings
-        if on_link and peering is not None and unbound and self._abandoned is not None:
+        acknowledges = isinstance(output, SendMobility)  # and no prefix advertisement
+        if acknowledges and on_link and unbound and peering and self._abandoned is not None:
             # The answer to a binding update from the home link (RFC 6275 §11.5.5).
             self._abandoned.returned_home(peering.reqids.negotiated)
         if self._plain is None or not on_link:
