@@ -268,7 +268,7 @@ def _connection(
             if not protected:
                 continue
         else:
-            protocols = ["mobility-header", *(["ipv6-nonxt"] if child != "signalling" else [])]
+            protocols = ["135", *(["59"] if child != "signalling" else [])]
             mine = [f"{home[0]}/128[{each}]" for each in protocols]
             theirs = [f"{agent['ipv6']}/128[{each}]" for each in protocols]
         if at_home_agent:
