@@ -20,7 +20,7 @@ from typing import Any
 
 from dsmip_ipsec.errors import IkeError
 from dsmip_ipsec.ike.vici_driver import ViciDriver
-from dsmip_ipsec.ike.vici_types import ChildUpdown, IkeEvent, IkeSa
+from dsmip_ipsec.ike.vici_types import ChildUpdown, IkeEvent, IkeRekey, IkeSa, IkeUpdown
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,29 @@ class AbandonedIkeSas:
         self._driver = driver
         self._needs = {reqid: frozenset(pair) for pair in pairs for reqid in pair}
         self._tasks: set[asyncio.Task[None]] = set()
+        # Numbers of the IKE_SAs by connection, from the events: to ask charon each time would cost
+        # it a look at those of all mobile nodes.
+        self._known: dict[str, set[int]] = {}
+
+    def charon_is_there(self) -> None:
+        """charon was connected to; a new one numbers its IKE_SAs from 1."""
+        self._known.clear()
 
     def heard(self, event: IkeEvent) -> None:
         """To be told of all of charon's events."""
-        if isinstance(event, ChildUpdown) and event.up and event.child.reqid in self._needs:
-            self._start(self._superseded_by(event.ike, self._needs[event.child.reqid]))
+        if isinstance(event, IkeRekey):
+            known = self._known.setdefault(event.new.name, set())
+            known.discard(event.old.uniqueid)
+            known.add(event.new.uniqueid)
+        elif isinstance(event, IkeUpdown) and not event.up:
+            self._known.get(event.ike.name, set()).discard(event.ike.uniqueid)
+        elif isinstance(event, IkeUpdown | ChildUpdown) and event.up:
+            known = self._known.setdefault(event.ike.name, set())
+            known.add(event.ike.uniqueid)
+            older = frozenset(known - {event.ike.uniqueid})
+            if older and isinstance(event, ChildUpdown) and event.child.reqid in self._needs:
+                needs = self._needs[event.child.reqid]
+                self._start(self._superseded(event.ike.name, older, needs))
 
     def returned_home(self, reqids: Collection[int]) -> None:
         """The mobile node with CHILD_SAs of ``reqids`` is on its home link: the path of an IKE_SA
@@ -69,14 +87,11 @@ class AbandonedIkeSas:
         except IkeError as error:  # charon is gone, and its IKE_SAs with it
             log.info("IKE_SAs left behind: %s", error)
 
-    async def _superseded_by(self, new: IkeSa, needs: frozenset[int]) -> None:
-        older = _established(await self._driver.list_sas(new.name)) - {new.uniqueid}
-        if not older:
-            return
+    async def _superseded(self, name: str, older: frozenset[int], needs: frozenset[int]) -> None:
         await asyncio.sleep(GRACE_S)
-        found = await self._driver.list_sas(new.name)
+        found = await self._driver.list_sas(name)
         if any(sa.uniqueid not in older and _has(sa, needs) for sa in found):
-            await self._delete(older & _established(found), new.name)
+            await self._delete(older & _established(found), name)
 
     async def _left_by(self, reqids: Collection[int]) -> None:
         def theirs(found: Iterable[IkeSa]) -> frozenset[int]:

@@ -135,6 +135,7 @@ class HomeAgentDaemon(EngineDaemon):
                 reqids=self._negotiable,
                 changed=self._reconciler.trigger,
                 events=self._abandoned.heard,
+                there=self._abandoned.charon_is_there,
             )
 
     async def stop(self) -> None:
