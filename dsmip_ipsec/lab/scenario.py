@@ -233,7 +233,8 @@ class Scenario:
                     raise
                 refusals[node] = f"{error.message} ({error.hint})" if error.hint else error.message
                 self._say(f"{step.name}: {error.message}")
-        self.standing.bound(began)
+        if not any(refusals.values()):
+            self.standing.bound(began)
         return "deregister" if step.network is None else f"{step.verb} to {step.network}"
 
     async def _place(self, step: Step, node: str) -> None:
