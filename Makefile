@@ -24,7 +24,7 @@ DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) \
            $(foreach name,rendered_deployment inventory_fuzz plan_commands plain_tunnels, \
              tests/kernel/test_$(name).py)
 LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
-                handover_interruption handover_matrix,tests/kernel/test_$(name).py)
+                handover_interruption handover_matrix home_agent_restart,tests/kernel/test_$(name).py)
 ALONE := $(foreach name,nat_handover faults userspace userspace_labs,tests/lab/test_$(name).py)
 
 # What tests need beyond that: a browser that judges the HTML report and a sandbox for guests (unit

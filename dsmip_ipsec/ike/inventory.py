@@ -146,6 +146,9 @@ class MobileNode:
     ``signalling_reqid`` and ``data_reqid`` (1 … 2³²-1) tie the SAs that charon negotiates to the
     policies that we install; they are unique per mobile node on a home agent, as is
     ``mirror_reqid`` of the daemons' own SAs (None: no daemon is configured from this).
+    ``prefix_discovery_reqid`` and ``return_routability_reqid``: of SAs of their own for mobile
+    prefix discovery, and for HoTI and HoT where payload isn't protected (RFC 4877 §4.2, §4.3); 0:
+    none.
     """
 
     name: str
@@ -156,6 +159,8 @@ class MobileNode:
     data_reqid: int
     ipv4_home_address: IPv4Address | None = None
     mirror_reqid: int | None = None
+    prefix_discovery_reqid: int = 0
+    return_routability_reqid: int = 0
 
     @property
     def home_addresses(self) -> tuple[IPv6Address | IPv4Address, ...]:
@@ -273,6 +278,8 @@ class Deployment:
                 ("reqid", mn.signalling_reqid),
                 ("reqid", mn.data_reqid),
             ]
+            others = mn.prefix_discovery_reqid, mn.return_routability_reqid
+            keys += [("reqid", reqid) for reqid in others if reqid]
             if mn.mirror_reqid is not None:
                 keys.append(("reqid", mn.mirror_reqid))
             if mn.ipv4_home_address is not None:

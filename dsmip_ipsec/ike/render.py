@@ -34,6 +34,7 @@ from dsmip_ipsec.ike.inventory import (
     MobileNode,
     MobilityMode,
 )
+from dsmip_ipsec.ike.other_children import Child, other_children
 from dsmip_ipsec.ike.private_files import make_directory, remove_file, replace_file
 from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.resources import resource_directory
@@ -120,6 +121,7 @@ class _Connection:
     signalling_reqid: int
     data_reqid: int
     pretends_nat: bool
+    others: tuple[Child, ...]
 
 
 def _environment() -> jinja2.Environment:
@@ -189,6 +191,7 @@ def _connections(deployment: Deployment, node: str | None) -> list[_Connection]:
             signalling_reqid=mn.signalling_reqid,
             data_reqid=mn.data_reqid,
             pretends_nat=False,
+            others=other_children(ha, mn, at_home_agent=at_home_agent),
         )
         if at_home_agent:
             connections.append(connection)

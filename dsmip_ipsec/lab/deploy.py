@@ -24,7 +24,7 @@ from dsmip_ipsec.ike.inventory import (
 )
 from dsmip_ipsec.ike.pki import CertificateAuthority
 from dsmip_ipsec.ike.render import NodeFiles, write_node
-from dsmip_ipsec.ipsec.peering import numbered_reqids
+from dsmip_ipsec.ipsec.peering import Reqids, numbered_reqids
 from dsmip_ipsec.lab import routes
 from dsmip_ipsec.lab.configured_keys import fresh_keys
 from dsmip_ipsec.lab.spec import Lab
@@ -55,6 +55,15 @@ def home_agent_name(lab: Lab) -> str:
             f"the lab has {len(agents)} home agents", hint="declare one node of role home_agent"
         )
     return agents[0]
+
+
+def reqids(lab: Lab, index: int) -> Reqids:
+    """Those of the lab's ``index``-th mobile node."""
+    return numbered_reqids(
+        index,
+        prefix_discovery=lab.mobility.prefix_discovery,
+        return_routability=lab.mobility.return_routability and not lab.data.protected,
+    )
 
 
 def deploy(
@@ -99,7 +108,7 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
     nodes = []
     for index, (name, node) in enumerate(lab.mobile_nodes().items()):
         identity = f"{name}.{DOMAIN}"
-        ids = numbered_reqids(index)
+        ids = reqids(lab, index)
         nodes.append(
             MobileNode(
                 name=name,
@@ -112,6 +121,8 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
                 signalling_reqid=ids.signalling,
                 mirror_reqid=ids.mirror,
                 data_reqid=ids.data,
+                prefix_discovery_reqid=ids.prefix_discovery,
+                return_routability_reqid=ids.return_routability,
             )
         )
     settings = IkeSettings(

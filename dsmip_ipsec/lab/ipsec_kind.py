@@ -17,7 +17,7 @@ from dsmip_ipsec.lab.record import NotApplicable
 from dsmip_ipsec.lab.spec_models import Lab, Step
 from dsmip_ipsec.node.config import IpsecKind
 
-_ETHERNET_MTU = 1500
+_MTU = 1500  # of a link of which the lab file doesn't say it
 _HINT = "run it without --ipsec userspace"
 _NO_IKE = "there is no IKE: the keys are configured"
 _LASTING = "configured SAs, and the policies for signalling by them, stay without a binding"
@@ -78,12 +78,14 @@ def _reasons(lab: Lab) -> Iterator[str]:
         yield f"IKE shall refuse a key ([ike] wrong_key = {lab.ike.wrong_key!r})"
     if lab.mobility.detect_movement:
         yield "movement is detected by IPv6 router advertisements ([mobility] detect_movement)"
-    for name, link in lab.links.items():
-        if link.mtu is not None and link.mtu < _ETHERNET_MTU:
-            yield (
-                f"the link {name} has an MTU of {link.mtu}, and the daemons' tunnels don't tell "
-                "senders what is too big (RFC 4459 §3.2)"
-            )
+    if not lab.data.copy_df:
+        yield "the daemons' tunnels always copy the DF bit ([data] copy_df = false)"
+    narrow = [name for name, link in lab.links.items() if (link.mtu or _MTU) < _MTU]
+    if narrow:
+        yield (
+            f"links are narrow ({', '.join(narrow)}), and the daemons' tunnels don't tell senders "
+            "what is too big (RFC 4459 §3.2)"
+        )
     for step in lab.steps:
         for reason in _of_step(lab, step):
             yield f"step '{step.name}': {reason}"

@@ -135,6 +135,8 @@ class NodeObserver:
                 return "signalling"
             if reqid == ids.signalling:
                 return "origin" if mode is Mode.TUNNEL else "signalling"
+            if reqid in ids:
+                return "return routability" if reqid in ids.tunnels else "prefix discovery"
         return ""
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import dsmip_ipsec
 from dsmip_ipsec.errors import DsmipError, LabError
-from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import flow, ipsec_kind, record, routes, run_facts
+from dsmip_ipsec.lab.deploy import reqids
 from dsmip_ipsec.lab.expect_models import OF_FLOWS
 from dsmip_ipsec.lab.expectations import Ends, Observation, judge, judge_failure, not_yet
 from dsmip_ipsec.lab.nursery import Nursery
@@ -356,7 +356,7 @@ class Scenario:
     def _share(self, agent: record.NodeState, node: str) -> record.NodeState:
         """What of the home agent's state belongs to one mobile node."""
         declared = self.lab.mobile_nodes()[node]
-        ids = numbered_reqids(self._nodes.index(node))
+        ids = reqids(self.lab, self._nodes.index(node))
         addresses = {str(declared.home_address), str(declared.ipv4_home_address)}
         return agent.model_copy(
             update={

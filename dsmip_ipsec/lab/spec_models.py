@@ -161,7 +161,9 @@ class Mobility(Table):
     flag (RFC 5555 §3.1.3). ``nat_refresh_time_s``: between two binding updates that keep a NAT's
     mapping alive, as the home agent asks for it (RFC 5555 §4.3). ``handover_timeout_s``: after
     which a mobile node gives a handover up. ``detect_movement``: mobile nodes find out where they
-    are by themselves; a step that moves one changes the links' carrier and tells it nothing."""
+    are by themselves; a step that moves one changes the links' carrier and tells it nothing.
+    ``prefix_discovery``, ``return_routability``: SAs of their own for what RFC 4877 §4.3 and §4.2
+    protect, the latter where payload isn't protected."""
 
     lifetime_s: Annotated[int, Field(ge=4, le=4 * 65535)] = 600
     key_mobility: bool = False
@@ -169,6 +171,8 @@ class Mobility(Table):
     nat_refresh_time_s: Annotated[int, Field(ge=1)] = 110
     handover_timeout_s: Annotated[float, Field(ge=1, le=20)] = 15.0
     detect_movement: bool = False
+    prefix_discovery: bool = False
+    return_routability: bool = False
 
 
 class Ike(Table):

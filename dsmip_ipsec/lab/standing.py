@@ -18,14 +18,13 @@ from typing import Any
 from dsmip_ipsec.errors import DsmipError, LabError
 from dsmip_ipsec.ike.keylog import IkeKeys
 from dsmip_ipsec.ipsec.model import SecurityAssociation
-from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import advertising, flow, ipsec_kind, keys, nat, netns, record, routes, rtnl
 from dsmip_ipsec.lab.capture import CaptureFile, Captures
 from dsmip_ipsec.lab.charons import Charons
 from dsmip_ipsec.lab.cleanup import Run
 from dsmip_ipsec.lab.commands import start_command
 from dsmip_ipsec.lab.configured_keys import configured
-from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name
+from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name, reqids
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import NodeObserver, UserspaceObserver
 from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
@@ -114,7 +113,7 @@ class StandingLab:
             ipsec=self.ipsec,
         )
         look_at = NodeObserver if self.ipsec == "kernel" else UserspaceObserver
-        ids = tuple(numbered_reqids(index) for index in range(len(self.lab.mobile_nodes())))
+        ids = tuple(reqids(self.lab, index) for index in range(len(self.lab.mobile_nodes())))
         for name, node in self.nodes.items():
             self.observers[name] = look_at(node, self.topology.namespace(name), ids)
         if self._export_keys and self.ipsec == "userspace":

@@ -24,8 +24,8 @@ from dsmip_ipsec.ike.vici_types import ChildUpdown, IkeEvent, IkeSa
 
 log = logging.getLogger(__name__)
 
-# For the mobile node to delete the IKE_SA by itself: its DELETE comes within a round trip.
-GRACE_S = 2.0
+# For the mobile node to delete the IKE_SA by itself: its DELETE comes within a round trip or two.
+GRACE_S = 1.0
 # For the mobile node to acknowledge the deletion, should it hear of it.
 PEER_S = 1.0
 

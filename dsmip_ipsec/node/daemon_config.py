@@ -108,4 +108,12 @@ def _peer(mn: MobileNode) -> dict[str, Any]:
         "signalling_reqid": mn.signalling_reqid,
         "mirror_reqid": mn.mirror_reqid,
         "data_reqid": mn.data_reqid,
+        **{
+            name: reqid
+            for name, reqid in (
+                ("prefix_discovery_reqid", mn.prefix_discovery_reqid),
+                ("return_routability_reqid", mn.return_routability_reqid),
+            )
+            if reqid
+        },
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Address
 from typing import Any
@@ -18,8 +19,16 @@ from dsmip_ipsec.mobility.home_agent import HomeAgent
 from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig as EngineConfig
 from dsmip_ipsec.mobility.home_agent_config import Subscriber
 from dsmip_ipsec.mobility.home_link_types import DetectDuplicateAddress, HomeLinkChanged
-from dsmip_ipsec.mobility.types import Binding, BindingChanged, OuterAddress, Output, SendMobility
+from dsmip_ipsec.mobility.types import (
+    Binding,
+    BindingChanged,
+    OuterAddress,
+    Output,
+    SendIcmp,
+    SendMobility,
+)
 from dsmip_ipsec.node.abandoned_ike import AbandonedIkeSas
+from dsmip_ipsec.node.address_discovery import HomeAgentAnswers
 from dsmip_ipsec.node.charon_watch import CharonWatch, discard
 from dsmip_ipsec.node.config import HomeAgentConfig
 from dsmip_ipsec.node.configured_sas import associations
@@ -62,7 +71,15 @@ class HomeAgentDaemon(EngineDaemon):
                 home_prefixes=config.home_prefixes,
                 duplicate_address_detection=config.detects_duplicates,
                 key_mobility=config.ike.mobility_mode is MobilityMode.K_BIT,
-            )
+                # They need SAs of their own, which nobody configures (RFC 4877 §4.2).
+                prefix_advertisements=False,
+            ),
+            secrets.randbits,
+        )
+        self._answers = HomeAgentAnswers(
+            config.home_prefixes,
+            config.home_link or None,
+            lambda packet: self._carry_out(self._engine.handle_icmp(packet, self._now())),
         )
         self._home_link = HomeLink(
             config.home_link or None,
@@ -100,9 +117,7 @@ class HomeAgentDaemon(EngineDaemon):
         )
         if not config.protect_data:
             self._leave_payload_plain(self._payload_wanted, home_agent=True)
-        self._negotiable = {
-            reqid for ids in self._by_reqids for reqid in (ids.signalling, ids.data)
-        }
+        self._negotiable = {reqid for ids in self._by_reqids for reqid in ids.negotiated}
         self._watch: CharonWatch | None = None
         self._abandoned: AbandonedIkeSas | None = None
         if config.ike.vici_socket is not None:
@@ -124,10 +139,12 @@ class HomeAgentDaemon(EngineDaemon):
             await self._abandoned.stop()
         self._bindings.clear()
         self._home_link.close()
+        self._answers.close()
         await super().stop()
 
     async def _set_up(self) -> None:
         self._home_link.open()
+        self._answers.open()
         self._path.bind(self._config.home_agent.home_agent_ipv4)
         if self._watch is not None and self._config.ike.vici_socket is not None:
             # The mobile nodes hear of it, come back and register: we know none of their bindings.
@@ -159,7 +176,7 @@ class HomeAgentDaemon(EngineDaemon):
             (self._peerings[home], binding) for home, binding in self._bindings.items()
         )
 
-    def _send(self, output: SendMobility) -> None:
+    def _send(self, output: SendMobility | SendIcmp) -> None:
         on_link = output.remote is None and output.type2_routing is None
         peering = self._peerings.get(output.destination)
         unbound = peering is not None and peering.home_address not in self._bindings
@@ -174,7 +191,7 @@ class HomeAgentDaemon(EngineDaemon):
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _send_settled(self, plain: PlainData, output: SendMobility) -> None:
+    async def _send_settled(self, plain: PlainData, output: SendMobility | SendIcmp) -> None:
         await plain.settled()
         super()._send(output)
 
@@ -191,6 +208,8 @@ class HomeAgentDaemon(EngineDaemon):
             self._home_link.change(output)
         elif isinstance(output, DetectDuplicateAddress):
             self._home_link.detect(output)
+        elif isinstance(output, SendIcmp) and not output.protected:
+            self._answers.send(output)
         else:
             super()._also(output)
 
@@ -239,6 +258,9 @@ class HomeAgentDaemon(EngineDaemon):
 
     def _describe(self) -> dict[str, Any]:
         return {"bindings": [binding_dict(binding) for binding in self._bindings.values()]}
+
+    def _own_counters(self) -> dict[str, int]:
+        return {**self._home_link.counters, **self._answers.counters}
 
 
 def _needed(peering: Peering) -> tuple[int, ...]:

@@ -164,7 +164,9 @@ class PoolsTable(_Table):
 
 
 class IkeTable(_Table):
-    """As :class:`dsmip_ipsec.ike.inventory.IkeSettings`, which has the defaults."""
+    """As :class:`dsmip_ipsec.ike.inventory.IkeSettings`, which has the defaults.
+    ``prefix_discovery`` and ``return_routability``: SAs of their own for what RFC 4877 §4.3 and
+    §4.2 protect; the latter only where payload isn't protected, which it belongs to else."""
 
     mobility_mode: MobilityMode = _DEFAULTS.mobility
     ike_proposals: Annotated[tuple[IkeProposal, ...], AfterValidator(_some)] = (
@@ -184,6 +186,8 @@ class IkeTable(_Table):
     replay_window: int = Field(default=_DEFAULTS.replay_window, ge=0, le=4096)
     revocation: Revocation = _DEFAULTS.revocation
     configuration_payload: bool = _DEFAULTS.configuration_payload
+    prefix_discovery: bool = False
+    return_routability: bool = False
 
 
 class DataTable(_Table):

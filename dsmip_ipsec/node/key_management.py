@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from dsmip_ipsec.errors import IkeError
 from dsmip_ipsec.ike.inventory import MobilityMode
+from dsmip_ipsec.ike.other_children import PREFIX_DISCOVERY, RETURN_ROUTABILITY
 from dsmip_ipsec.ike.vici_driver import SIGNALLING_TUNNEL, ViciDriver
 from dsmip_ipsec.ike.vici_types import ChildUpdown, IkeEvent, IkeUpdown
 from dsmip_ipsec.ipsec.model import Address, SecurityAssociation
@@ -54,7 +55,15 @@ class KeyManagement:
         self._peering = peering
         self._restored = restored
         self._driver = ViciDriver(ike.vici_socket)
-        self._reqids = (peering.reqids.signalling, peering.reqids.data)
+        self._reqids = peering.reqids.negotiated
+        self._also = tuple(
+            name
+            for name, reqid in (
+                (PREFIX_DISCOVERY, peering.reqids.prefix_discovery),
+                (RETURN_ROUTABILITY, peering.reqids.return_routability),
+            )
+            if reqid
+        )
         self._watch = CharonWatch(
             self._driver,
             associations=associations,
@@ -135,7 +144,9 @@ class KeyManagement:
         mirrored = sa.child(SIGNALLING_TUNNEL) is not None
         unfit = mirrored if care_of_address.version == 6 else not mirrored
         if unfit and (sa.nat or care_of_address.version == 6):
-            await self._driver.renew_signalling(self._connection, timeout=self._ike.timeout_s)
+            await self._driver.renew_signalling(
+                self._connection, also=self._also, timeout=self._ike.timeout_s
+            )
 
     async def _change_family(self) -> None:
         """Without MOBIKE an IKE_SA keeps the home agent's address: a new one, make before break."""
@@ -190,7 +201,10 @@ class KeyManagement:
     async def _establish(self) -> None:
         self._connection = self._next
         await self._driver.establish(
-            self._connection, data=self._peering.protect_data, timeout=self._ike.timeout_s
+            self._connection,
+            data=self._peering.protect_data,
+            also=self._also,
+            timeout=self._ike.timeout_s,
         )
 
     def _event(self, event: IkeEvent) -> None:
@@ -221,7 +235,9 @@ class KeyManagement:
 
     async def _complete(self) -> bool:
         """Whether an IKE_SA is established and has its CHILD_SAs. Raises IkeError."""
-        return await self._driver.is_complete(self._connection, data=self._peering.protect_data)
+        return await self._driver.is_complete(
+            self._connection, data=self._peering.protect_data, also=self._also
+        )
 
     async def _give_up(self) -> None:
         self._wanted = False

@@ -102,7 +102,11 @@ class _Work:
         nodes = []
         for index, (name, node) in enumerate(file.mobile_nodes.items()):
             home_address, ipv4_home_address = self.inventory.homes[name]
-            reqids = numbered_reqids(index)
+            reqids = numbered_reqids(
+                index,
+                prefix_discovery=file.ike.prefix_discovery,
+                return_routability=file.ike.return_routability and not file.data.protected,
+            )
             nodes.append(
                 MobileNode(
                     name=name,
@@ -113,6 +117,8 @@ class _Work:
                     signalling_reqid=reqids.signalling,
                     mirror_reqid=reqids.mirror,
                     data_reqid=reqids.data,
+                    prefix_discovery_reqid=reqids.prefix_discovery,
+                    return_routability_reqid=reqids.return_routability,
                 )
             )
         agent = file.home_agent

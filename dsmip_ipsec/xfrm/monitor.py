@@ -16,7 +16,12 @@ from types import TracebackType
 
 from dsmip_ipsec.xfrm.constants import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, Group
 from dsmip_ipsec.xfrm.errors import XfrmError, XfrmOverrun
-from dsmip_ipsec.xfrm.notifications import Notification, Overrun, decode_notifications
+from dsmip_ipsec.xfrm.notifications import (
+    Notification,
+    Overrun,
+    Unread,
+    unread_notifications,
+)
 from dsmip_ipsec.xfrm.socket import Receiver, open_netlink, socket_error
 
 ALL_GROUPS = tuple(Group)
@@ -35,7 +40,7 @@ class XfrmMonitor:
     ) -> None:
         self._socket = open_netlink(netns)
         self._receiver = Receiver()
-        self._pending: deque[Notification] = deque()
+        self._pending: deque[Unread | Overrun] = deque()
         try:
             self._socket.bind((0, 0))
             for group in groups:
@@ -78,6 +83,11 @@ class XfrmMonitor:
 
     def receive_now(self) -> Notification | None:
         """The next notification if there is one already. Raises XfrmError if the socket fails."""
+        unread = self.unread_now()
+        return unread.read() if isinstance(unread, Unread) else unread
+
+    def unread_now(self) -> Unread | Overrun | None:
+        """As :meth:`receive_now`, but not decoded: for those who look at glances first."""
         while not self._pending:
             try:
                 datagram = self._receiver.receive(self._socket)
@@ -85,7 +95,7 @@ class XfrmMonitor:
                 return Overrun()
             if datagram is None:
                 return None
-            self._pending.extend(decode_notifications(datagram))
+            self._pending.extend(unread_notifications(datagram))
         return self._pending.popleft()
 
     def receive(self, timeout: float | None = None) -> Notification | None:

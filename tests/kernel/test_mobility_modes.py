@@ -25,7 +25,7 @@ from mobility_lab import (
 from dsmip_ipsec.errors import DsmipError
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ike.vici_types import IkeSa
-from dsmip_ipsec.lab.spec_models import Rebind
+from dsmip_ipsec.lab.spec_models import Block, Rebind
 
 pytestmark = pytest.mark.kernel
 
@@ -199,3 +199,24 @@ async def test_every_kind_of_move(tmp_path: Path, mode: str) -> None:
     named = f"(ipv6.addr == {HOME} || ip.addr == {HOME4}) && !esp"
     for capture in ("core-six", "core-seven", "core-public", "core-hotel", "nat-private"):
         assert tshark(tmp_path, capture, named, "frame.number") == [], capture
+
+
+@pytest.mark.parametrize("mode", ["mobike", "k-bit"])
+async def test_a_network_that_lets_no_ike_pass_is_told(tmp_path: Path, mode: str) -> None:
+    """From a public network to a Wi-Fi that drops UDP port 4500, where the binding is made and the
+    tunnel isn't: not a success, and not the end either."""
+    toml = NETWORKS.replace('mobility = "mobike"', f'mobility = "{mode}"')
+    impatient = {"handover_timeout_s": 5, "ike": {"timeout_s": 5}}
+    async with daemon_lab(tmp_path, toml, mn=impatient) as lab:
+        await lab.move("public")
+        await all_is_well(lab, "public")
+        block = Block(node="nat2", port=4500)
+        await lab.block(block)
+        with pytest.raises(DsmipError) as raised:
+            await lab.move("wifi")
+        assert "4500" in f"{raised.value.message} {raised.value.hint}"
+        lab.leave("mn", "public")
+        # It opens up: to come again is enough.
+        await lab.block(block, lift=True)
+        await lab.move("wifi")
+        await all_is_well(lab, "wifi")

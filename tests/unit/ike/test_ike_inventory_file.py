@@ -152,6 +152,22 @@ def test_a_link_out_of_the_inventorys_directory_is_refused(tmp_path: Path) -> No
         render(inventory_file.load(written(base, text)), tmp_path / "out", now=NOW)
 
 
+@pytest.mark.parametrize("protected", [True, False])
+def test_sas_of_rfc_4877_beside_those_of_binding_updates(tmp_path: Path, protected: bool) -> None:
+    wanted = "[ike]\nprefix_discovery = true\nreturn_routability = true\n"
+    text = GOOD + wanted + f"[data]\nprotected = {str(protected).lower()}\n"
+    out = tmp_path / "out"
+    render(inventory_file.load(written(tmp_path, text)), out, now=NOW)
+    for node in ("ha", "mn1"):
+        swanctl = (out / node / "swanctl.conf").read_text()
+        daemon = (out / node / "daemon.toml").read_text()
+        assert "prefix-discovery {" in swanctl
+        assert "prefix_discovery_reqid = 55504" in daemon
+        # Where payload is protected, HoTI and HoT are payload (RFC 4877 §6.4).
+        assert ("return-routability {" in swanctl) != protected
+        assert ("return_routability_reqid = 55505" in daemon) != protected
+
+
 def test_overrides_are_included_last(tmp_path: Path) -> None:
     (tmp_path / "mine.conf").write_text("connections { mn1 { dpd_delay = 77s } }\n")
     text = GOOD + '[overrides.ha]\nswanctl = "mine.conf"\nstrongswan = "mine.conf"\n'

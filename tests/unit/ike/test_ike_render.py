@@ -142,6 +142,31 @@ def test_children_differ_in_their_selectors() -> None:
     assert next(iter(children)) == "signalling"
 
 
+def test_other_children_are_there_when_wanted() -> None:
+    """RFC 4877 §4.2, §4.3; selectors of their own again, since they tell children apart."""
+    ours = deployment()
+    one = replace(ours.mobile_nodes[0], prefix_discovery_reqid=7, return_routability_reqid=8)
+    ours = replace(ours, mobile_nodes=(one, ours.mobile_nodes[1]))
+    at_ha = parse(render_swanctl(ours, None))["connections"]
+    at_mn = parse(render_swanctl(ours, "mn1"))["connections"]["mn1"]["children"]
+    names = ("prefix-discovery", "prefix-discovery-tunnel", "return-routability")
+    assert not set(names) & set(at_ha["mn2"]["children"])
+    for name, mode, reqid in zip(
+        names, ("transport_proxy", "tunnel", "tunnel"), ("7", "7", "8"), strict=True
+    ):
+        here, there = at_mn[name], at_ha["mn1"]["children"][name]
+        assert (here["local_ts"], here["remote_ts"]) == (there["remote_ts"], there["local_ts"])
+        assert (here["mode"], here["reqid"], here["policies"]) == (mode, reqid, "no")
+        assert there == {**here, "local_ts": there["local_ts"], "remote_ts": there["remote_ts"]}
+    assert at_mn["prefix-discovery"]["local_ts"] == "2001:db8:1::101[58]"
+    assert at_mn["return-routability"]["remote_ts"] == "::/0[135]"
+    selectors = [(child["local_ts"], child["remote_ts"]) for child in at_mn.values()]
+    assert len(set(selectors)) == len(selectors)
+    other = replace(ours.mobile_nodes[1], prefix_discovery_reqid=7)
+    with pytest.raises(ConfigError, match="share the reqid 7"):
+        replace(ours, mobile_nodes=(one, other))
+
+
 def test_unprotected_data_has_no_child() -> None:
     text = render_swanctl(deployment(settings=IkeSettings(protect_data=False)), "mn1")
     assert "data" not in parse(text)["connections"]["mn1"]["children"]
