@@ -71,8 +71,10 @@ class HomeAgentDaemon(EngineDaemon):
                 home_prefixes=config.home_prefixes,
                 duplicate_address_detection=config.detects_duplicates,
                 key_mobility=config.ike.mobility_mode is MobilityMode.K_BIT,
-                # They need SAs of their own, which nobody configures (RFC 4877 §4.2).
-                prefix_advertisements=False,
+                # They need SAs of their own (RFC 4877 §4.2).
+                prefix_advertisements=any(
+                    peering.reqids.prefix_discovery for peering in self._peerings.values()
+                ),
             ),
             secrets.randbits,
         )
@@ -88,6 +90,7 @@ class HomeAgentDaemon(EngineDaemon):
             lambda home_address, duplicate: self._carry_out(
                 self._engine.duplicate_address_result(home_address, duplicate, self._now())
             ),
+            lambda advertisement: self._engine.router_advertisement(advertisement, self._now()),
         )
         self._bindings: dict[IPv6Address, Binding] = {}
         self._by_reqids = {peering.reqids: peering for peering in self._peerings.values()}
