@@ -30,7 +30,7 @@ def judge() -> Iterator[Judge]:
         yield found
 
 
-EXAMPLES = int(os.environ.get("DSMIP_FUZZ_EXAMPLES", "14"))
+EXAMPLES = int(os.environ.get("DSMIP_FUZZ_EXAMPLES", "10"))
 FUZZ = settings(
     deadline=None,
     database=None,
