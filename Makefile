@@ -25,13 +25,14 @@ DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) \
              tests/kernel/test_$(name).py)
 LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
                 handover_interruption handover_matrix home_agent_restart,tests/kernel/test_$(name).py)
+STRONGSWAN6 := tests/kernel/test_strongswan6.py
 ALONE := $(foreach name,nat_handover faults userspace userspace_labs,tests/lab/test_$(name).py)
 
 # What tests need beyond that: a browser that judges the HTML report and a sandbox for guests (unit
 # tests, too), routers that advertise, and Debian's stock kernel under QEMU.
 TEST_PACKAGES := chromium bubblewrap radvd qemu-system-x86 linux-image-amd64 busybox-static
 
-.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults test-examples test-mutations bench lint install packages clean
+.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults test-strongswan6 test-examples test-mutations bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -53,6 +54,7 @@ test: install
 # And what takes longer: every lab, whole daemons, every restart. Three quarters of an hour.
 test-all: test
 	$(MAKE) test-labs
+	$(MAKE) test-strongswan6
 	$(MAKE) -j2 --output-sync=target test-daemons test-lifecycles
 
 test-unit: PACKAGES += chromium bubblewrap
@@ -86,7 +88,7 @@ test-userspace: install
 
 test-kernel: install
 	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q \
-	  $(filter-out $(DAEMONS) $(LIFECYCLES),$(wildcard tests/kernel/test_*.py))
+	  $(filter-out $(DAEMONS) $(LIFECYCLES) $(STRONGSWAN6),$(wildcard tests/kernel/test_*.py))
 
 # Whole daemons and charons in the guest, standing and falling.
 test-daemons: install
@@ -101,6 +103,11 @@ test-lifecycles: install
 test-examples: PACKAGES += debootstrap
 test-examples: install
 	$(BIN)/pytest -q tests/examples
+
+# The strongSwan of Debian's next release, fetched once and unpacked below build/.
+test-strongswan6: install
+	root=$$($(BIN)/python tests/strongswan6.py build/strongswan6) && \
+	DSMIP_STRONGSWAN6=$$root $(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q $(STRONGSWAN6)
 
 test-faults: install
 	$(BIN)/pytest -q tests/lab/test_faults.py

@@ -161,6 +161,7 @@ def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep:
     from dsmip_ipsec.lab.guest import run_until_signal
     from dsmip_ipsec.lab.nursery import Nursery
     from dsmip_ipsec.lab.scenario import Scenario
+    from dsmip_ipsec.lab.startup import startup
 
     say = say_with_time()
     nursery = Nursery.start()
@@ -175,6 +176,7 @@ def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep:
         ipsec=arguments.ipsec,
         agrees=None if check is None else check.agrees,
     )
+    scenario.standing.phases += startup()
 
     async def run() -> int:
         record, differing = await scenario.run(), list[str]()

@@ -21,6 +21,7 @@ from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.record import RunRecord
 from dsmip_ipsec.lab.scenario import Scenario
 from dsmip_ipsec.lab.server import LabServer
+from dsmip_ipsec.lab.startup import startup
 from dsmip_ipsec.report import captured, wireshark
 
 
@@ -92,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             nursery=nursery,
             ipsec=arguments.ipsec,
         )
+        scenario.standing.phases += startup()
         server = LabServer(
             scenario,
             stream,

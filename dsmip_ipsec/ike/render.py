@@ -19,6 +19,7 @@ The directory of a node then looks so::
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -134,6 +135,7 @@ def _environment() -> jinja2.Environment:
         autoescape=False,  # noqa: S701 - not HTML; the quoting filters guard the values
     )
     environment.filters["quoted"] = quoting.quoted
+    environment.filters["shell"] = lambda value: shlex.quote(str(value))
     environment.filters["typed_identity"] = quoting.typed_identity
     return environment
 

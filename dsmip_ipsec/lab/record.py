@@ -112,7 +112,7 @@ class Settings(_Model):
 class Phase(_Model):
     """One stretch of the run outside its steps, such as booting the guest."""
 
-    name: str = Field(description="Such as `boot`, `topology`, `daemons`, `teardown`.")
+    name: str = Field(description="Such as `boot`, `topology`, `daemons`, `teardown`; see labs.md.")
     duration_s: Seconds = Field(description="How long it took.")
 
 

@@ -223,6 +223,7 @@ class Scenario:
             if previous is not None:  # a mobile node, which is nowhere now
                 self.standing.leave(step.restart, previous)
             return f"restart {step.restart}"
+        began = time.monotonic()
         for node in nodes:
             try:
                 await self._place(step, node)
@@ -232,6 +233,8 @@ class Scenario:
                     raise
                 refusals[node] = f"{error.message} ({error.hint})" if error.hint else error.message
                 self._say(f"{step.name}: {error.message}")
+        if not any(refusals.values()):
+            self.standing.bound(began)
         return "deregister" if step.network is None else f"{step.verb} to {step.network}"
 
     async def _place(self, step: Step, node: str) -> None:

@@ -169,6 +169,12 @@ class StandingLab:
         """Every SA that lived during the run, with keys (only when keys are exported)."""
         return self._recorder.associations if self._recorder is not None else self._configured
 
+    def bound(self, began: float) -> None:
+        """Mobile nodes have been bound since ``began``: with the first of them the lab stands."""
+        if all(phase.name != "bindings" for phase in self.phases):
+            took = round(time.monotonic() - began, 3)
+            self.phases.append(record.Phase(name="bindings", duration_s=took))
+
     async def _phase(self, name: str, work: Any) -> None:
         started = time.monotonic()
         await self.processes.guard(_as_coroutine(work))

@@ -37,6 +37,7 @@ from dsmip_ipsec.node.describe import binding_dict
 from dsmip_ipsec.node.home_link import HomeLink
 from dsmip_ipsec.node.native import kernel_headers
 from dsmip_ipsec.node.plain_data import PlainData, plain_state
+from dsmip_ipsec.node.refusals import Refusals
 from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
 from dsmip_ipsec.userspace.engine import Mapping
 
@@ -123,9 +124,11 @@ class HomeAgentDaemon(EngineDaemon):
         self._negotiable = {reqid for ids in self._by_reqids for reqid in ids.negotiated}
         self._watch: CharonWatch | None = None
         self._abandoned: AbandonedIkeSas | None = None
+        self._refusals: Refusals | None = None
         if config.ike.vici_socket is not None:
             driver = ViciDriver(config.ike.vici_socket)
             self._abandoned = AbandonedIkeSas(driver, map(_needed, self._peerings.values()))
+            self._refusals = Refusals(config.ike.vici_socket)
             self._watch = CharonWatch(
                 driver,
                 associations=lambda: self._reconciler.associations,
@@ -141,6 +144,8 @@ class HomeAgentDaemon(EngineDaemon):
             await self._watch.stop()
         if self._abandoned is not None:
             await self._abandoned.stop()
+        if self._refusals is not None:
+            await self._refusals.stop()
         self._bindings.clear()
         self._home_link.close()
         self._answers.close()
@@ -156,6 +161,8 @@ class HomeAgentDaemon(EngineDaemon):
                 ViciDriver(self._config.ike.vici_socket), self._negotiable, timeout=PEERS_S
             )
             self._watch.start()
+        if self._refusals is not None:
+            self._refusals.start()
 
     def _desired(self, ids: Reqids, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
         peering = self._by_reqids[ids]
@@ -262,7 +269,11 @@ class HomeAgentDaemon(EngineDaemon):
             self._reconciler.trigger(peering)
 
     def _describe(self) -> dict[str, Any]:
-        return {"bindings": [binding_dict(binding) for binding in self._bindings.values()]}
+        refused = self._refusals.describe() if self._refusals is not None else []
+        return {
+            "bindings": [binding_dict(binding) for binding in self._bindings.values()],
+            "refused": refused,
+        }
 
     def _own_counters(self) -> dict[str, int]:
         return {**self._home_link.counters, **self._answers.counters}

@@ -1,8 +1,8 @@
 """Listening to XFRM's multicast groups, on a socket of its own: a burst of notifications can't
 push out the answers to requests.
 
-Nothing is queued in Python. A listener that falls behind fills the kernel's buffer, and is told
-so (:class:`Overrun`).
+Nothing is queued in Python, but for what one system call brings. A listener that falls behind fills
+the kernel's buffer, and is told so (:class:`Overrun`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 
+from dsmip_ipsec.xfrm.batch import BatchReceiver
 from dsmip_ipsec.xfrm.constants import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, Group
 from dsmip_ipsec.xfrm.errors import XfrmError, XfrmOverrun
 from dsmip_ipsec.xfrm.notifications import (
@@ -22,7 +23,7 @@ from dsmip_ipsec.xfrm.notifications import (
     Unread,
     unread_notifications,
 )
-from dsmip_ipsec.xfrm.socket import Receiver, open_netlink, socket_error
+from dsmip_ipsec.xfrm.socket import open_netlink, socket_error
 
 ALL_GROUPS = tuple(Group)
 
@@ -39,7 +40,8 @@ class XfrmMonitor:
         self, groups: Iterable[Group] = ALL_GROUPS, *, netns: str | int | None = None
     ) -> None:
         self._socket = open_netlink(netns)
-        self._receiver = Receiver()
+        self._receiver = BatchReceiver()
+        self._datagrams: deque[bytes] = deque()
         self._pending: deque[Unread | Overrun] = deque()
         try:
             self._socket.bind((0, 0))
@@ -89,13 +91,14 @@ class XfrmMonitor:
     def unread_now(self) -> Unread | Overrun | None:
         """As :meth:`receive_now`, but not decoded: for those who look at glances first."""
         while not self._pending:
-            try:
-                datagram = self._receiver.receive(self._socket)
-            except XfrmOverrun:
-                return Overrun()
-            if datagram is None:
-                return None
-            self._pending.extend(unread_notifications(datagram))
+            if not self._datagrams:
+                try:
+                    self._datagrams.extend(self._receiver.receive(self._socket))
+                except XfrmOverrun:
+                    return Overrun()
+                if not self._datagrams:
+                    return None
+            self._pending.extend(unread_notifications(self._datagrams.popleft()))
         return self._pending.popleft()
 
     def receive(self, timeout: float | None = None) -> Notification | None:

@@ -336,9 +336,12 @@ def test_no_root_is_needed_where_there_are_user_namespaces(elsewhere: Path) -> N
     out = elsewhere / "out"
     lab = elsewhere / "ipv4-only.toml"
     lab.write_text((LABS / lab.name).read_text().replace("ms = 100", "ms = 900"))
-    words = ("--ipsec", "userspace", "--out", str(out), "--export-keys")
-    done = as_nobody(elsewhere, "run", str(lab), *words)
-    said, _ = done.communicate(timeout=120)
+    words = ("--out", str(out), "--export-keys")
+    done = as_nobody(elsewhere, "run", str(lab), *USERSPACE, *words)
+    try:
+        said, _ = done.communicate(timeout=120)
+    finally:
+        done.kill()
     assert done.returncode == 0, said
     record = json.loads((out / "record.json").read_text())
     assert record["verdict"] == "passed"
@@ -352,9 +355,7 @@ def test_no_root_is_needed_where_there_are_user_namespaces(elsewhere: Path) -> N
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_ends_nothing_is_left(elsewhere: Path, number: signal.Signals) -> None:
     """The fixture looks for processes; namespaces go with them."""
-    running = as_nobody(
-        elsewhere, "run", "ping-pong", "--ipsec", "userspace", "--out", str(elsewhere / "out")
-    )
+    running = as_nobody(elsewhere, "run", "ping-pong", *USERSPACE, "--out", str(elsewhere / "out"))
     assert running.stdout is not None
     for line in running.stdout:
         if "flows ready" in line:
