@@ -1,6 +1,6 @@
 # make lab    the main job: a secured MN/HA pair, a handover behind a NAT, a report
 # make test   unit tests, kernel tests inside a guest kernel, the handover, faults (10 minutes);
-#             test-all: every lab file, whole daemons, other kernels, too (45 minutes)
+#             test-all: every lab file, whole daemons, other kernels, too (an hour and more)
 # make lint   ruff and mypy strict
 #
 # Everything these need is installed first, where it is missing: Debian packages by apt-get (as
@@ -51,7 +51,7 @@ test: install
 	@echo "Now kernel tests and faults, side by side: six minutes."
 	$(MAKE) -j2 --output-sync=target test-kernel test-faults
 
-# And what takes longer: every lab, whole daemons, every restart. Three quarters of an hour.
+# And what takes longer: every lab, whole daemons, every restart and move. An hour and more.
 test-all: test
 	$(MAKE) test-labs
 	$(MAKE) test-strongswan6
@@ -95,7 +95,7 @@ test-daemons: install
 	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q $(DAEMONS)
 
 # Charons and daemons killed and started, rekeyed, reauthenticated; every mobility mode; what stock
-# charon lacks still. A quarter of an hour.
+# charon lacks still; every ordered pair of places. Three quarters of an hour.
 test-lifecycles: install
 	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q $(LIFECYCLES)
 
