@@ -24,6 +24,14 @@ KEEPER = Path(guest_keeper.__file__)
 BURIAL_S = 8.0
 
 
+# User-mode Linux's own words, when it tries what it can't do without.
+_PTRACE = re.compile(rb"ptrace: (?:Operation not permitted|Permission denied)")
+_NO_PTRACE = (
+    "it may not trace processes here; allow ptrace(2) in the container's seccomp profile or the "
+    "host's kernel.yama.ptrace_scope, or take --kernel qemu"
+)
+
+
 class GuestEnded(Exception):
     """The console ended, or said why it is about to."""
 
@@ -97,15 +105,15 @@ class GuestConsole:
         keeper = rb"(guest keeper: cannot start the guest[^\r\n]*)\r*\n"
         ready = re.escape(READY_MARK.encode())
         try:
-            found = self._child.expect([ready, failed, panic, keeper, pexpect.EOF])
+            found = self._child.expect([ready, failed, panic, keeper, pexpect.EOF, _PTRACE])
             if found == 0:
                 self._loop.call_soon_threadsafe(self._set_ready)
                 found = 1 + self._child.expect([panic, pexpect.EOF])
                 why = ["", "kernel panic", "its kernel ended"][found]
             else:
-                why = ["", "init can't set up ", "", "", "its kernel ended"][found]
+                why = ["", "init can't set up ", "", "", "its kernel ended", _NO_PTRACE][found]
             match = self._child.match
-            if isinstance(match, re.Match):
+            if isinstance(match, re.Match) and match.re.groups:
                 why = why if why == "kernel panic" else why + match[1].decode(errors="replace")
         except Exception as error:  # the terminal broke: as good as the guest's end
             why = f"its console broke ({type(error).__name__})"

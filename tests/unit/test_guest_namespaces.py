@@ -7,6 +7,7 @@ There root is root of the namespace only and mostly can't become anybody else, a
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -75,4 +76,25 @@ def test_guest_in_a_sandbox_with_file_systems_of_its_own() -> None:
         within=within,
     ) as run:
         shows_a_lab(run)
+        assert run.left_behind() == []
+
+
+# seccomp(2) as containers use it: load the system call's number, ptrace (101) fails with EPERM.
+NO_PTRACE = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None)
+rows = (0x20, 0, 0, 0), (0x15, 0, 1, 101), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *row) for row in rows), 32)
+program = ctypes.c_char_p(struct.pack("@HP", len(rows), ctypes.addressof(code)))
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_container_without_ptrace_is_told_what_to_allow() -> None:
+    within = [os.path.realpath(sys.executable), "-c", NO_PTRACE]
+    with driver(["true"], user=UNPRIVILEGED, within=within) as run:
+        run.result(60)
+        assert run.process.returncode == 3
+        assert "may not trace processes here" in run.value("error"), run.said
         assert run.left_behind() == []
