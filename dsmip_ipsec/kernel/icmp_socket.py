@@ -10,9 +10,9 @@ from ipaddress import IPv6Address
 from typing import Final
 
 from dsmip_ipsec.errors import KernelError
+from dsmip_ipsec.kernel.icmp_filter import hear_only
 
-# linux/icmpv6.h, linux/in6.h: not in Python's socket module.
-_ICMPV6_FILTER = 1
+# linux/in6.h: not in Python's socket module.
 _IPV6_JOIN_ANYCAST = 27
 _PKTINFO = struct.Struct("=16si")
 _MREQ = struct.Struct("=16si")
@@ -33,15 +33,10 @@ class IcmpSocket:
     network namespace. Raises KernelError."""
 
     def __init__(self, types: Collection[int]) -> None:
-        blocked = [0xFFFFFFFF] * 8
-        for kind in types:
-            blocked[kind >> 5] &= ~(1 << (kind & 31))
         try:
             self._socket = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
             self._socket.setblocking(False)
-            self._socket.setsockopt(
-                socket.IPPROTO_ICMPV6, _ICMPV6_FILTER, struct.pack("=8I", *blocked)
-            )
+            hear_only(self._socket, types)
             self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             while self.receive() is not None:  # what came before the filter stood
                 pass

@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import socket
 import struct
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from dsmip_ipsec.errors import KernelError, WireError
+from dsmip_ipsec.kernel.icmp_filter import hear_only
 from dsmip_ipsec.wire.exthdr import encode_type2_routing, parse_extension_headers
 from dsmip_ipsec.wire.ip import IPPROTO_DSTOPTS, IPPROTO_ICMPV6, IPPROTO_MH
 
@@ -35,7 +35,6 @@ from dsmip_ipsec.wire.ip import IPPROTO_DSTOPTS, IPPROTO_ICMPV6, IPPROTO_MH
 _SO_RCVMARK = 75
 _IPV6_FLOWINFO = 11
 _IPV6_TRANSPARENT = 75
-_ICMPV6_FILTER = 1  # linux/icmpv6.h
 _MARK = struct.Struct("=I")
 _FLOWINFO = struct.Struct("!I")
 _PKTINFO = struct.Struct("=16si")
@@ -87,7 +86,7 @@ class MobilitySocket:
             ) from error
         try:
             if icmpv6_types:
-                self._mobility.setsockopt(IPPROTO_ICMPV6, _ICMPV6_FILTER, _filter(icmpv6_types))
+                hear_only(self._mobility, icmpv6_types)
             self._mobility.setblocking(False)
             self._mobility.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             self._mobility.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVDSTOPTS, 1)
@@ -221,15 +220,6 @@ class MobilitySocket:
                 routed = True
         source = IPv6Address(sender[0].partition("%")[0])
         return ReceivedMobility(source, destination, mark, message, care_of_address, routed)
-
-
-def _filter(types: Collection[int]) -> bytes:
-    """``struct icmp6_filter``: a bit set for each type that is not to be passed (RFC 3542 §3.2)."""
-    bits = bytearray(b"\xff" * 32)
-    for number in types:
-        word = memoryview(bits)[number // 32 * 4 :][:4]
-        word[:] = (_MARK.unpack(word)[0] & ~(1 << number % 32)).to_bytes(4, sys.byteorder)
-    return bytes(bits)
 
 
 def _home_address_option(header: bytes) -> IPv6Address | None:
