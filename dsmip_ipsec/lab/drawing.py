@@ -49,7 +49,8 @@ def _ends(lab: Lab, link: str, but: str, indent: str, drawn: set[str]) -> Iterat
 def _role(lab: Lab, node: str) -> str:
     match lab.nodes[node]:
         case Nat() as nat:
-            return f" [NAT, {nat.mapping} ports]"
+            loosely = f", {nat.filtering} filtering" * nat.filters_loosely()
+            return f" [NAT, {nat.mapping} ports{loosely}]"
         case MobileNode() as mobile:
             homes = [mobile.home_address, mobile.ipv4_home_address]
             return f" [mobile node of {', '.join(str(a) for a in homes if a is not None)}]"

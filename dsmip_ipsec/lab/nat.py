@@ -10,10 +10,12 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
-from pyroute2 import NFCTSocket
+from pyroute2 import IPSet, NFCTSocket
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
 
@@ -21,28 +23,48 @@ from ..errors import LabError
 from .spec_models import Block, Nat, Rebind
 
 _PORTS = "20000-65535"
+# Where a NAT that filters loosely remembers what may come in.
+REACHABLE = "reachable"
+_UDP_TIMEOUT_S = 120  # conntrack's own, of a flow with answers
 _ENDS = ("sport", "dport")
 _PROTOCOLS = {"ipip": 4, "ipv6": 41, "esp": 50}  # IANA's protocol numbers
 
 
-def iptables_rules(nat: Nat, forward_to: IPv4Address | None = None) -> str:
-    """The rule set as iptables-restore reads it; ``forward_to``: the address of ``nat.forward_to``.
+def iptables_rules(
+    nat: Nat, forward_to: IPv4Address | None = None, reach: IPv4Address | None = None
+) -> str:
+    """The rule set as iptables-restore reads it. ``forward_to``: the address of
+    ``nat.forward_to``. ``reach``: the node inside, where filtering is looser than conntrack's.
 
     The filter is that of RFC 4787 §5's address and port dependent filtering, made explicit:
     nothing comes in from outside that didn't start inside. Echo requests to the NAT itself are
     answered, since people ping a NAT to see whether it's there.
+
+    A looser one remembers the port of what leaves (and where it goes) in the set ``REACHABLE``, and
+    leads what comes to such a port inside. That works since such a NAT preserves ports.
     """
     ports = f" --random --to-ports {_PORTS}" if nat.mapping == "random" else ""
     outside = nat.outside
-    redirect = inwards = ""
+    redirect = inwards = learn = ""
     if forward_to is not None:
         redirect = "".join(
             f"-A PREROUTING -i {outside} -p udp --dport {port} -j DNAT "
             f"--to-destination {forward_to}\n"
             for port in nat.forward_ports
         )
+    if reach is not None:
+        leaving, coming = ("dst,src", "src,dst") if _by_address(nat) else ("src", "dst")
+        redirect += (
+            f"-A PREROUTING -i {outside} -p udp -m set --match-set {REACHABLE} {coming} "
+            f"-j DNAT --to-destination {reach}\n"
+        )
+        learn = (
+            f"*mangle\n-A POSTROUTING -o {outside} -p udp "
+            f"-j SET --add-set {REACHABLE} {leaving} --exist\nCOMMIT\n"
+        )
+    if redirect:
         inwards = f"-A FORWARD -i {outside} -m conntrack --ctstate DNAT -j ACCEPT\n"
-    return f"""*nat
+    return f"""{learn}*nat
 {redirect}-A POSTROUTING -o {outside} -p udp -j MASQUERADE{ports}
 -A POSTROUTING -o {outside} -p tcp -j MASQUERADE{ports}
 -A POSTROUTING -o {outside} -j MASQUERADE
@@ -57,21 +79,39 @@ COMMIT
 """
 
 
-def nft_rules(nat: Nat, forward_to: IPv4Address | None = None) -> str:
+def nft_rules(
+    nat: Nat, forward_to: IPv4Address | None = None, reach: IPv4Address | None = None
+) -> str:
     """The same rule set as nft reads it."""
     ports = f" to :{_PORTS} random" if nat.mapping == "random" else ""
     outside = nat.outside
-    redirect = inwards = ""
+    redirect = inwards = learn = ""
     if forward_to is not None:
-        ports = ", ".join(map(str, nat.forward_ports))
+        forwarded = ", ".join(map(str, nat.forward_ports))
+        redirect = f'    iifname "{outside}" udp dport {{ {forwarded} }} dnat to {forward_to}\n'
+    if reach is not None:
+        kind, leaving, coming = (
+            ("ipv4_addr . inet_service", "ip daddr . udp sport", "ip saddr . udp dport")
+            if _by_address(nat)
+            else ("inet_service", "udp sport", "udp dport")
+        )
+        redirect += f'    iifname "{outside}" {coming} @{REACHABLE} dnat to {reach}\n'
+        learn = f"""  set {REACHABLE} {{
+    type {kind}; flags dynamic,timeout; timeout {_lifetime_s(nat)}s;
+  }}
+  chain learn {{
+    type filter hook postrouting priority -150; policy accept;
+    oifname "{outside}" update @{REACHABLE} {{ {leaving} }}
+  }}
+"""
+    if redirect:
         redirect = f"""  chain prerouting {{
     type nat hook prerouting priority -100; policy accept;
-    iifname "{outside}" udp dport {{ {ports} }} dnat to {forward_to}
-  }}
+{redirect}  }}
 """
         inwards = f'    iifname "{outside}" ct status dnat accept\n'
     return f"""table ip dsmip_nat {{
-{redirect}  chain postrouting {{
+{learn}{redirect}  chain postrouting {{
     type nat hook postrouting priority 100; policy accept;
     oifname "{outside}" meta l4proto {{ tcp, udp }} masquerade{ports}
     oifname "{outside}" masquerade
@@ -91,18 +131,45 @@ def nft_rules(nat: Nat, forward_to: IPv4Address | None = None) -> str:
 """
 
 
-def install(nat: Nat, forward_to: IPv4Address | None = None) -> None:
+def _by_address(nat: Nat) -> bool:
+    return nat.filtering == "address-dependent"
+
+
+def _lifetime_s(nat: Nat) -> int:
+    return nat.udp_timeout_s or _UDP_TIMEOUT_S
+
+
+def _make_set(nat: Nat) -> str | None:
+    """The set that iptables' rules name: None, or why there is none."""
+    kind: dict[str, Any] = {"stype": "bitmap:port", "bitmap_ports_range": (0, 65535)}
+    if _by_address(nat):
+        kind = {"stype": "hash:ip,port"}
+    try:
+        with IPSet() as sets:
+            sets.create(REACHABLE, timeout=_lifetime_s(nat), **kind)
+    except (OSError, NetlinkError) as error:
+        return f"no IP set {kind['stype']}: {error}"
+    return None
+
+
+def install(
+    nat: Nat, forward_to: IPv4Address | None = None, reach: IPv4Address | None = None
+) -> None:
     """Make the calling thread's namespace that NAT (call it within
-    :func:`dsmip_ipsec.lab.netns.isolated`).
+    :func:`dsmip_ipsec.lab.netns.isolated`). The rest is as for :func:`iptables_rules`.
 
     :raises LabError: neither iptables nor nftables can do it, with what each said.
     """
     said: list[str] = []
-    for command, rules in (
-        (["iptables-legacy-restore"], iptables_rules(nat, forward_to)),
-        (["nft", "-f", "-"], nft_rules(nat, forward_to)),
+    for command, rules, prepare in (
+        (
+            ["iptables-legacy-restore"],
+            iptables_rules(nat, forward_to, reach),
+            None if reach is None else partial(_make_set, nat),
+        ),
+        (["nft", "-f", "-"], nft_rules(nat, forward_to, reach), None),
     ):
-        failure = _feed(command, rules)
+        failure = (prepare() if prepare is not None else None) or _feed(command, rules)
         if failure is None:
             break
         said.append(failure)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Literal
 
 from .spec_models import HomeAgent, Interface, Lab, MobileNode, Nat, Router
@@ -188,6 +188,16 @@ def attachment(lab: Lab, node: str, link: str) -> LinkAttachment:
         found: Iterable[Interface | None] = (address_on(lab, router, link, f) for f in (4, 6))
         gateways = [address.ip for address in found if address is not None]
     return LinkAttachment(link, link, lab.links[link].ends[node], tuple(gateways))
+
+
+def inside_addresses(lab: Lab, name: str) -> list[IPv4Address]:
+    """The first IPv4 address of each node inside of the NAT ``name``."""
+    nat = lab.nodes[name]
+    if not isinstance(nat, Nat) or nat.inside not in lab.links:
+        return []
+    others = (end for end in lab.links[nat.inside].ends if end != name)
+    found = (address_on(lab, end, nat.inside, 4) for end in others)
+    return [address.ip for address in found if isinstance(address, IPv4Interface)]
 
 
 def static_nat(lab: Lab, home_agent: str) -> str | None:

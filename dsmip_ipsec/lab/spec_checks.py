@@ -92,6 +92,9 @@ def _check_nodes(lab: Lab) -> Iterator[Problem]:
                         yield (*loc, key), f"'{name}' has no IPv4 address on '{link}'", "add one"
                 if node.inside == node.outside:
                     yield (*loc, "outside"), "inside and outside are the same link", ""
+                if node.filters_loosely() and len(routes.inside_addresses(lab, name)) != 1:
+                    problem = f"with {node.filtering} filtering '{name}' must have one node inside"
+                    yield (*loc, "filtering"), problem, f"see the ends of '{node.inside}'"
                 yield from _check_forwarding(lab, name, node)
             case HomeAgent():
                 yield from _check_home_agent(lab, name, node, ends)
@@ -242,7 +245,7 @@ def check_step(
     if step.node is not None and step.node not in mobiles:
         yield (*loc, "node"), *_unknown("mobile node", step.node, mobiles)
     elif step.verb in (
-        "block", "unblock", "rebind", "congest", "impair", "kill", "restart",
+        "block", "unblock", "rebind", "congest", "impair", "kill", "restart", "wait_s",
     ):  # fmt: skip
         yield from _check_fault(lab, step, loc, placed)
     else:
@@ -267,6 +270,13 @@ def _check_fault(
         nats = [name for name, node in lab.nodes.items() if isinstance(node, Nat)]
         if step.rebind.node not in nats:
             yield (*loc, "rebind", "node"), *_unknown("NAT", step.rebind.node, nats)
+        elif (
+            (nat := lab.nodes[step.rebind.node])
+            and isinstance(nat, Nat)
+            and nat.mapping != "random"
+        ):
+            reason = f"'{step.rebind.node}' preserves ports, and would give the same mapping again"
+            yield (*loc, "rebind", "node"), reason, 'give it mapping = "random"'
     if step.impair is not None and step.impair.link not in lab.links:
         yield (*loc, "impair", "link"), *_unknown("link", step.impair.link, lab.links)
     if step.restart is not None:

@@ -33,6 +33,8 @@ from pydantic import (
 # A link's name is its interfaces' name in every node: IFNAMSIZ leaves 15 characters.
 LinkName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,14}$")]
 NodeName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+# RFC 4787 §5.
+Filtering = Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
@@ -125,8 +127,12 @@ class Nat(Table):
     """An IPv4 NAPT between the links ``inside`` and ``outside``.
 
     ``mapping``: ``random`` gives every UDP and TCP flow another port than it had, ``preserve``
-    keeps the port where it is free. Filtering is address and port dependent (RFC 4787 §5), and
-    nothing unsolicited comes in. ``udp_timeout_s``: a mapping's life without traffic, in seconds
+    keeps the port where it is free. ``filtering`` of UDP (RFC 4787 §5): what may come in to a port
+    that a node inside sends from. With ``address-and-port-dependent`` that is what it sends to;
+    with ``address-dependent`` all ports of the addresses that it sends to, with
+    ``endpoint-independent`` everybody. The latter two are for a NAT with one node inside.
+    In RFC 3489's words: symmetric (random), port restricted cone, restricted cone, full cone.
+    ``udp_timeout_s``: a mapping's life without traffic, in seconds
     (the kernel's own default when absent). ``forward_ports``: UDP ports of its outside address that
     lead to the same ports of the node ``forward_to`` inside (a static NAPT), from anywhere.
     """
@@ -135,6 +141,7 @@ class Nat(Table):
     inside: LinkName
     outside: LinkName
     mapping: Literal["random", "preserve"] = "random"
+    filtering: Filtering = "address-and-port-dependent"
     udp_timeout_s: Annotated[int, Field(ge=1)] | None = None
     forward_ports: Annotated[
         tuple[Annotated[int, Field(ge=1, le=65535)], ...], BeforeValidator(_tuple)
@@ -146,6 +153,18 @@ class Nat(Table):
         if bool(self.forward_ports) != (self.forward_to is not None):
             raise ValueError("should have 'forward_ports' and 'forward_to', or neither")
         return self
+
+    @model_validator(mode="after")
+    def _is_one_of_the_kinds(self) -> Self:
+        if self.mapping == "random" and self.filters_loosely():
+            raise ValueError(
+                f"should have mapping = 'preserve' where filtering is {self.filtering}"
+            )
+        return self
+
+    def filters_loosely(self) -> bool:
+        """Whether more comes in than answers."""
+        return self.filtering != "address-and-port-dependent"
 
 
 Node = Annotated[
@@ -341,7 +360,7 @@ class Impair(Impairment):
 
 Verb = Literal[
     "attach", "move", "deregister", "block", "unblock", "rebind", "congest", "impair", "kill",
-    "restart",
+    "restart", "wait_s",
 ]  # fmt: skip
 
 
@@ -355,7 +374,7 @@ class Step(Table):
     lossy, slow or jittery, or well again. ``kill``: end a process
     of the lab with SIGKILL, by its name: ``charon of NODE``, ``daemon of NODE``, ``flows of NODE``
     or ``capture``. ``restart``: kill charon and daemon of a node, both with SIGKILL, and start them
-    again.
+    again. ``wait_s``: let that many seconds pass, such as a NAT's time-out.
 
     On the home agent's home link a mobile node is at home: ``attach`` and ``move`` go there, too.
 
@@ -375,6 +394,7 @@ class Step(Table):
     impair: Impair | None = None
     kill: Annotated[str, StringConstraints(min_length=1, max_length=80)] | None = None
     restart: NodeName | None = None
+    wait_s: Annotated[float, Field(gt=0, le=20)] | None = None
     fails: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     expect: Expect = Expect()
 

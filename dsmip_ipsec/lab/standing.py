@@ -402,6 +402,9 @@ class StandingLab:
         if step.impair is not None:
             await asyncio.to_thread(self.topology.impair, step.impair)
             return f"impair {step.impair}"
+        if step.wait_s is not None:
+            await asyncio.sleep(step.wait_s)
+            return f"wait {step.wait_s:g} s"
         if step.kill is not None:
             self.processes[step.kill].signal(signal.SIGKILL)
             return f"kill {step.kill}"

@@ -212,7 +212,12 @@ class Topology:
             inside = declared.forward_to and routes.address_on(
                 self.lab, declared.forward_to, declared.inside, 4
             )
-            nat.install(declared, inside.ip if isinstance(inside, IPv4Interface) else None)
+            hosts = routes.inside_addresses(self.lab, node)
+            nat.install(
+                declared,
+                forward_to=inside.ip if isinstance(inside, IPv4Interface) else None,
+                reach=hosts[0] if declared.filters_loosely() else None,
+            )
 
     def _bring_up_switch(self) -> None:
         batch = rtnl.Batch()

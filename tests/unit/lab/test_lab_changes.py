@@ -19,6 +19,21 @@ from dsmip_ipsec.lab.spec_models import Expect
 LABS = Path(__file__).parents[3] / "labs"
 
 MISTAKES = [
+    (
+        "nat-kinds",
+        'mapping = "preserve"\nfiltering = "end',
+        'filtering = "end',
+        "should have mapping",
+    ),
+    (
+        "nat-kinds",
+        'mn = ["10.0.0.100/24"]',
+        'mn = [], core = ["10.0.0.2/24"], cn = ["10.0.0.3/24"]',
+        "must have one node inside",
+    ),
+    ("nat-kinds", 'filtering = "address-dependent"', 'filtering = "none"', "endpoint-independent"),
+    ("nat-rebinding", 'mapping = "random"', 'mapping = "preserve"', "preserves ports"),
+    ("nat-rebinding", "wait_s = 7", "wait_s = 0", "wait_s"),
     ("ecn-dscp", 'congest = "core"', 'congest = "cn"', "no node that forwards"),
     ("ecn-dscp", "traffic_class = 0xba", "traffic_class = 256", "traffic_class"),
     # (lab, old, new, words of the message)
@@ -54,7 +69,7 @@ def test_mistakes_are_told_with_their_line(lab: str, old: str, new: str, words: 
 
 def test_a_lab_without_captures_has_no_capture_process() -> None:
     assert "capture" not in process_names(load(LABS / "nat-rebinding.toml"))
-    assert "capture" in process_names(load(LABS / "nat-cone.toml"))
+    assert "capture" in process_names(load(LABS / "nat-kinds.toml"))
 
 
 def test_the_way_to_a_home_agent_behind_a_nat_ends_at_the_nat() -> None:
@@ -74,6 +89,7 @@ def test_static_nat_rules_forward_each_port() -> None:
     for port in (500, 4191, 4500):
         assert f"--dport {port} -j DNAT --to-destination 10.1.0.2\n" in rules
     assert "dport { 500, 4191, 4500 } dnat to 10.1.0.2" in nat.nft_rules(declared, inside)
+    assert "{ tcp, udp } masquerade\n" in nat.nft_rules(declared, inside)
     assert "DNAT" not in nat.iptables_rules(declared)
 
 
