@@ -35,7 +35,8 @@ NS_PER_MS = 1_000_000
 class FlowSpec:
     """One flow: probes of ``size`` octets from ``source`` to ``destination``, UDP port ``port`` at
     both ends, one every ``interval_ms``. ``number`` tells flows apart on the wire, ``name`` in the
-    logs. ``node``: the mobile node. ``traffic_class``: DSCP and ECN, one octet."""
+    logs. ``node``: the mobile node. ``traffic_class``: DSCP and ECN, one octet. ``end``: the host
+    behind the mobile node at whose address the flow is ("": the mobile node's own)."""
 
     number: int
     name: str
@@ -47,6 +48,7 @@ class FlowSpec:
     size: int
     node: str = "mn"
     traffic_class: int = 0
+    end: str = ""
 
     @property
     def family(self) -> Literal["ipv4", "ipv6"]:

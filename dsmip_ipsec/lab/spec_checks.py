@@ -101,6 +101,7 @@ def _check_nodes(lab: Lab) -> Iterator[Problem]:
     homes = [n.home_link for n in lab.home_agents().values() if n.home_link in lab.links]
     for name, node in lab.mobile_nodes().items():
         yield from _check_home_addresses(lab, name, node, homes)
+        yield from _check_mobile_networks(lab, name, node)
 
 
 def _check_forwarding(lab: Lab, name: str, node: Nat) -> Iterator[Problem]:
@@ -161,6 +162,18 @@ def _check_home_addresses(
             yield loc, f"{address} is in no prefix of a home link", f"home prefixes: {shown}"
         if address in taken:
             yield loc, f"{address} is an address of '{taken[address]}' too", "take a free one"
+
+
+def _check_mobile_networks(lab: Lab, name: str, node: MobileNode) -> Iterator[Problem]:
+    for index, link in enumerate(node.mobile_networks):
+        loc = ("nodes", name, "mobile_networks", index)
+        ends = [each for each in lab.links if name in lab.links[each].ends]
+        if link not in ends:
+            yield loc, *_unknown(f"link of '{name}'", link, ends)
+        elif not routes.address_on(lab, name, link, 6):
+            yield loc, f"'{name}' has no IPv6 address on '{link}'", "add one"
+        elif any(routes.prefixes(lab, link, 4)):
+            yield loc, f"the mobile network '{link}' has IPv4 addresses", "use IPv6 only there"
 
 
 def _check_prefixes(lab: Lab) -> Iterator[Problem]:
@@ -304,7 +317,8 @@ def _is_blocked(lab: Lab, step: Step, rule: Block) -> bool:
 def process_names(lab: Lab) -> list[str]:
     """Names of the processes that a lab runs, as ``kill`` takes them."""
     ends = [*lab.home_agents(), *lab.mobile_nodes()]
-    probing = [*lab.flow_nodes(), lab.correspondent()]
+    behind = [host for node in lab.flow_nodes() if (host := lab.host_behind(node))]
+    probing = [*lab.flow_nodes(), *behind, lab.correspondent()]
     return [
         *(["capture"] if lab.capture.links != () else []),
         *(f"{what} of {node}" for node in ends for what in ("charon", "daemon")),
@@ -320,7 +334,7 @@ def _check_network(
         if placed.pop(node, None) is None:
             yield (*loc, verb), f"step '{name}': '{node}' is attached nowhere", "attach it before"
         return
-    links = [link for link in lab.links if node in lab.links[link].ends]
+    links = routes.visits(lab, node)
     if network not in links:
         yield (*loc, verb), *_unknown(f"link of '{node}'", network, links)
         return

@@ -89,11 +89,22 @@ class About(Table):
 
 
 class MobileNode(Table):
-    """A node with home addresses that moves between the links it has an end on."""
+    """A node with home addresses that moves between the links it has an end on.
+
+    ``mobile_networks``: links that move with it. It is their router, and their IPv6 prefixes are
+    its mobile network prefixes (RFC 3963).
+    """
 
     role: Literal["mobile_node"]
     home_address: IPv6Text
     ipv4_home_address: IPv4Text | None = None
+    mobile_networks: Annotated[tuple[LinkName, ...], BeforeValidator(_tuple)] = ()
+
+
+class MobileNetworkNode(Table):
+    """A host on a mobile network, which knows nothing of mobility (RFC 3963)."""
+
+    role: Literal["mobile_network_node"]
 
 
 class HomeAgent(Table):
@@ -168,7 +179,8 @@ class Nat(Table):
 
 
 Node = Annotated[
-    MobileNode | HomeAgent | CorrespondentNode | Router | Nat, Field(discriminator="role")
+    MobileNode | MobileNetworkNode | HomeAgent | CorrespondentNode | Router | Nat,
+    Field(discriminator="role"),
 ]
 
 
@@ -241,7 +253,8 @@ class Data(Table):
 
 
 class Flow(Table):
-    """[flow]: UDP probes between each home address and the correspondent, both ways each.
+    """[flow]: UDP probes between each home address and the correspondent, both ways each. A mobile
+    router's IPv6 probes are those of the first host on its mobile networks, where there is one.
 
     ``interval_ms``: between two probes of one direction. ``size``: UDP payload in octets.
     ``correspondent``: needed when there is more than one. ``nodes``: mobile nodes that have flows;
@@ -438,6 +451,14 @@ class Lab(Table):
     def flow_nodes(self) -> tuple[str, ...]:
         """The mobile nodes that have flows."""
         return self.flow.nodes or tuple(self.mobile_nodes())[:1]
+
+    def host_behind(self, node: str) -> str | None:
+        """The first host on the mobile networks of ``node``."""
+        for link in self.mobile_nodes()[node].mobile_networks:
+            for end in self.links[link].ends:
+                if isinstance(self.nodes[end], MobileNetworkNode):
+                    return end
+        return None
 
     def correspondent(self) -> str:
         """Name of the correspondent that the flows go to (checked when the lab was loaded)."""

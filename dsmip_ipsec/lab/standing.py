@@ -22,14 +22,14 @@ from dsmip_ipsec.ike.render import ipv6_connection
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ipsec.model import SecurityAssociation
 from dsmip_ipsec.ipsec.peering import numbered_reqids
-from dsmip_ipsec.lab import advertising, flow, keys, nat, netns, record, routes, rtnl
+from dsmip_ipsec.lab import advertising, flow, flow_plan, keys, nat, netns, record, routes, rtnl
 from dsmip_ipsec.lab.capture import CaptureFile, Captures
 from dsmip_ipsec.lab.cleanup import Run
 from dsmip_ipsec.lab.commands import start_command
 from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import NodeObserver
-from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
+from dsmip_ipsec.lab.pace import scaled
 from dsmip_ipsec.lab.processes import Processes
 from dsmip_ipsec.lab.routes import LinkAttachment
 from dsmip_ipsec.lab.spec import Lab
@@ -79,7 +79,7 @@ class StandingLab:
         self._indices = rtnl.indices(list(lab.links))
         self._recorder: keys.KeyRecorder | None = None
         self._capturing: Captures | None = None
-        self._flows = self._flow_specs()
+        self._flows = flow_plan.flow_specs(lab)
         self.agent = home_agent_name(lab)
 
     # Up and down ------------------------------------------------------------------------------
@@ -234,43 +234,12 @@ class StandingLab:
 
     # Flows ------------------------------------------------------------------------------------
 
-    def _flow_specs(self) -> list[flow.FlowSpec]:
-        """Probes between mobile nodes' home addresses and the correspondent."""
-        correspondents = [a.ip for a in self.lab.addresses(self.lab.correspondent())]
-        settings = self.lab.flow
-        found: list[flow.FlowSpec] = []
-        for name in self.lab.flow_nodes():
-            node = self.lab.mobile_nodes()[name]
-            homes: list[IPv4Address | IPv6Address] = []
-            if "ipv6" in settings.families:
-                homes.append(node.home_address)
-            if "ipv4" in settings.families and node.ipv4_home_address is not None:
-                homes.append(node.ipv4_home_address)
-            found += flow.flows(
-                homes,
-                correspondents,
-                interval_ms=probe_interval_ms(settings.interval_ms),
-                size=settings.size,
-                port=settings.port,
-                traffic_class=settings.traffic_class,
-                node=name,
-                first=len(found),
-            )
-        return found
-
-    def _flow_ends(self) -> dict[str, list[flow.FlowSpec]]:
-        """The flows that each node is an end of."""
-        ends = {
-            node: [spec for spec in self._flows if spec.node == node]
-            for node in self.lab.flow_nodes()
-        }
-        return {**ends, self.lab.correspondent(): self._flows}
-
     async def _start_flows(self) -> None:
-        ends = self._flow_ends()
+        ends = flow_plan.flow_ends(self.lab, self._flows)
         for node, flows in ends.items():
             plan = self.run.directory / f"{node}-flows.json"
-            role = "mobile_node" if node in self.lab.mobile_nodes() else "correspondent_node"
+            far = node == self.lab.correspondent()
+            role = "correspondent_node" if far else "mobile_node"
             document = {"flows": [spec.to_json() for spec in flows], "node": role}
             plan.write_text(json.dumps(document), encoding="utf-8")
             self.processes.start_module(
@@ -288,14 +257,14 @@ class StandingLab:
 
     async def finish_flows(self) -> list[flow.Series]:
         """End the flows; return what was sent and received of each. Raises LabError."""
-        ends = self._flow_ends()
+        ends = flow_plan.flow_ends(self.lab, self._flows)
         for node in ends:
             await self.processes.stop(f"flows of {node}", grace_s=10)
         return self._series(ends)
 
     async def flows_so_far(self) -> list[flow.Series]:
         """What was sent and received of each flow until now. Raises LabError."""
-        ends = self._flow_ends()
+        ends = flow_plan.flow_ends(self.lab, self._flows)
         for node in ends:
             self._log(node).unlink(missing_ok=True)
         for node in ends:
