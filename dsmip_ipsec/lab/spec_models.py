@@ -92,13 +92,14 @@ class MobileNode(Table):
     """A node with home addresses that moves between the links it has an end on.
 
     ``mobile_networks``: links that move with it. It is their router, and their IPv6 prefixes are
-    its mobile network prefixes (RFC 3963).
+    its mobile network prefixes (RFC 3963). ``count``: see :mod:`dsmip_ipsec.lab.replicas`.
     """
 
     role: Literal["mobile_node"]
     home_address: IPv6Text
     ipv4_home_address: IPv4Text | None = None
     mobile_networks: Annotated[tuple[LinkName, ...], BeforeValidator(_tuple)] = ()
+    count: Annotated[int, Field(ge=1, le=200)] = 1
 
 
 class MobileNetworkNode(Table):
@@ -143,9 +144,9 @@ class Nat(Table):
     with ``address-dependent`` all ports of the addresses that it sends to, with
     ``endpoint-independent`` everybody. The latter two are for a NAT with one node inside.
     In RFC 3489's words: symmetric (random), port restricted cone, restricted cone, full cone.
-    ``udp_timeout_s``: a mapping's life without traffic, in seconds
-    (the kernel's own default when absent). ``forward_ports``: UDP ports of its outside address that
-    lead to the same ports of the node ``forward_to`` inside (a static NAPT), from anywhere.
+    ``udp_timeout_s``: a mapping's life without traffic (the kernel's own default when absent).
+    ``forward_ports``: UDP ports of its outside address that lead, from anywhere, to the same ports
+    of the node ``forward_to`` inside (a static NAPT).
     """
 
     role: Literal["nat"]
@@ -206,7 +207,7 @@ class Link(Impairment):
     octets. ``gateway``: the node that a mobile node uses as its
     router here (found when only one of the ends forwards). ``up``: whether it starts up.
     ``router_advertisements``: radvd runs on the gateway, and hosts here take IPv6 addresses from
-    its prefixes.
+    its prefixes. ``dhcp``: dnsmasq runs there, and gives mobile nodes IPv4 address and router.
     """
 
     ends: Annotated[dict[NodeName, Addresses], Field(min_length=1)]
@@ -214,6 +215,7 @@ class Link(Impairment):
     gateway: NodeName | None = None
     up: bool = True
     router_advertisements: bool = False
+    dhcp: bool = False
 
 
 # [mobility], [ike], [data], [flow] -----------------------------------------------------------

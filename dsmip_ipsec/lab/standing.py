@@ -22,16 +22,27 @@ from dsmip_ipsec.ike.render import ipv6_connection
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ipsec.model import SecurityAssociation
 from dsmip_ipsec.ipsec.peering import numbered_reqids
-from dsmip_ipsec.lab import advertising, flow, flow_plan, keys, nat, netns, record, routes, rtnl
+from dsmip_ipsec.lab import (
+    flow,
+    flow_plan,
+    keys,
+    nat,
+    netns,
+    record,
+    routes,
+    rtnl,
+    size,
+)
 from dsmip_ipsec.lab.capture import CaptureFile, Captures
 from dsmip_ipsec.lab.cleanup import Run
 from dsmip_ipsec.lab.commands import start_command
 from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name
 from dsmip_ipsec.lab.nursery import Nursery
-from dsmip_ipsec.lab.observe import NodeObserver
+from dsmip_ipsec.lab.observe import NodeObserver, addresses_of
 from dsmip_ipsec.lab.pace import scaled
 from dsmip_ipsec.lab.processes import Processes
 from dsmip_ipsec.lab.routes import LinkAttachment
+from dsmip_ipsec.lab.services import services
 from dsmip_ipsec.lab.spec import Lab
 from dsmip_ipsec.lab.spec_models import Block, Rebind, Step
 from dsmip_ipsec.lab.topology import Topology
@@ -103,8 +114,8 @@ class StandingLab:
             self._recorder.open()
         await self._phase("captures", self._start_captures())
         await self._phase("charon", self._start_charons())
-        if advertising.advertisers(self.lab):
-            await self._phase("radvd", self._start_advertising())
+        if any(link.router_advertisements or link.dhcp for link in self.lab.links.values()):
+            await self._phase("services", self._start_services())
         await self._phase("daemons", self._start_daemons())
         await self._phase("flows", self._start_flows())
 
@@ -187,14 +198,16 @@ class StandingLab:
 
     async def _load_charon(self, node: NodeDeployment) -> None:
         driver = ViciDriver(node.files.vici_socket)
-        self.strongswan_version = await self._until(driver.version, f"charon of {node.name}")
+        self.strongswan_version = await self._until(
+            driver.version, f"charon of {node.name}", node.files.vici_socket
+        )
         await driver.load_all(node.files)
 
     async def _start_daemons(self) -> None:
         for node in self.nodes.values():
             self._start_daemon(node)
         for name, observer in self.observers.items():
-            await self._until(observer.status, f"daemon of {name}")
+            await self._until(observer.status, f"daemon of {name}", self.nodes[name].control_socket)
 
     def _start_daemon(self, node: NodeDeployment) -> None:
         self.processes.start_module(
@@ -206,29 +219,33 @@ class StandingLab:
             nice=_FIRST,
         )
 
-    async def _start_advertising(self) -> None:
-        for name, links in advertising.advertisers(self.lab).items():
+    async def _start_services(self) -> None:
+        for each in services(self.lab, self.run.directory, self._indices):
             self.processes.start(
-                f"radvd of {name}",
-                advertising.command(self.lab, links, self.run.directory, name),
-                log=self.out / "logs" / f"{name}-radvd.log",
-                namespace=self.topology.namespace(name),
+                each.name,
+                each.argv,
+                log=self.out / "logs" / each.log,
+                namespace=self.topology.namespace(each.node),
+                environment=each.environment,
             )
 
-    async def _until(self, ask: Callable[[], Any], what: str) -> Any:
-        """Ask until there is an answer. Raises LabError after READY_S (scaled) seconds."""
+    async def _until(self, ask: Callable[[], Any], what: str, socket: Path) -> Any:
+        """Ask at ``socket`` until there is an answer. Raises LabError when it
+        takes too long."""
         last: DsmipError | None = None
+        limit_s = scaled(size.ready_s(len(self.lab.mobile_nodes())))
         try:
-            async with asyncio.timeout(scaled(READY_S)):
+            async with asyncio.timeout(limit_s):
                 while True:
                     try:
-                        return await ask()
+                        if socket.exists():  # cheaper than to be refused
+                            return await ask()
                     except (IkeError, control.ControlError) as error:
                         last = error
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
             raise LabError(
-                f"{what} isn't ready after {scaled(READY_S):g} s: {last}",
+                f"{what} isn't ready after {limit_s:g} s: {last}",
                 hint=f"read its log in {self.out / 'logs'}",
             ) from error
 
@@ -312,7 +329,7 @@ class StandingLab:
         if previous is not None:
             await asyncio.to_thread(self.topology.set_link, previous, up=False)
         await asyncio.to_thread(self.topology.set_link, link, up=True)
-        prefixes = routes.prefixes(self.lab, link, 6)
+        prefixes = [*routes.prefixes(self.lab, link, 6), *routes.prefixes(self.lab, link, 4)]
         while True:  # a step has its own deadline
             status = await self.observers[node].status()
             care_of = [ip_address(str(b["care_of_address"])) for b in status["bindings"]]
@@ -326,21 +343,23 @@ class StandingLab:
         if not self.lab.data.protected:
             return True
         for name in (node, self.agent):
-            policies = (await self.observers[name].state()).policies
-            ways = [policy.template.split() for policy in policies if policy.direction == "out"]
-            if not any(str(care_of_address) in words for words in ways):
+            state = await self.observers[name].state()
+            # Behind a NAT the home agent sends to V4ADDR (RFC 5555 §4.5).
+            here = {str(care_of_address)} | {
+                str(binding.outer_address)
+                for binding in state.bindings
+                if binding.care_of_address == care_of_address
+            }
+            ways = [
+                policy.template.split() for policy in state.policies if policy.direction == "out"
+            ]
+            if not any(here & set(words) for words in ways):
                 return False
         return True
 
-    async def autoconfigured(self, node: str, link: str) -> frozenset[IPv6Address]:
-        """The IPv6 addresses that ``node`` has on ``link`` now."""
-
-        def read() -> frozenset[IPv6Address]:
-            lines = Path("/proc/thread-self/net/if_inet6").read_text(encoding="ascii").splitlines()
-            fields = (line.split() for line in lines)
-            return frozenset(IPv6Address(bytes.fromhex(f[0])) for f in fields if f[-1] == link)
-
-        return await self.observers[node].inside(read)
+    async def autoconfigured(self, node: str, link: str) -> frozenset[IPv4Address | IPv6Address]:
+        """The addresses that ``node`` has on ``link`` now."""
+        return await self.observers[node].inside(partial(addresses_of, link))
 
     async def restart(self, name: str) -> None:
         """Kill charon and daemon of a node as a crash would, and start them again. Raises
@@ -351,7 +370,7 @@ class StandingLab:
         self._start_charon(node)
         await self._load_charon(node)
         self._start_daemon(node)
-        await self._until(self.observers[name].status, f"daemon of {name}")
+        await self._until(self.observers[name].status, f"daemon of {name}", node.control_socket)
 
     async def fault(self, step: Step) -> str | None:
         """Do what a step does to the lab itself rather than to a mobile node, and say what; None:
