@@ -21,16 +21,18 @@ PACKAGES := python3-venv user-mode-linux kmod iproute2 iptables iputils-ping str
 # have guests of their own, and are `make test-all`'s.
 # Labs that are measured, or look for anything left behind, have nothing beside them.
 DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) \
-           $(foreach name,rendered_deployment plan_commands plain_tunnels,tests/kernel/test_$(name).py)
+           $(foreach name,rendered_deployment inventory_fuzz plan_commands plain_tunnels, \
+             tests/kernel/test_$(name).py)
 LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
-                handover_interruption handover_matrix,tests/kernel/test_$(name).py)
-ALONE := $(foreach name,nat_handover faults userspace,tests/lab/test_$(name).py)
+                handover_interruption handover_matrix home_agent_restart,tests/kernel/test_$(name).py)
+STRONGSWAN6 := tests/kernel/test_strongswan6.py
+ALONE := $(foreach name,nat_handover faults userspace userspace_labs,tests/lab/test_$(name).py)
 
 # What tests need beyond that: a browser that judges the HTML report and a sandbox for guests (unit
 # tests, too), routers that advertise, and Debian's stock kernel under QEMU.
 TEST_PACKAGES := chromium bubblewrap radvd dnsmasq-base qemu-system-x86 linux-image-amd64 busybox-static
 
-.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults bench lint install packages clean
+.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults test-strongswan6 test-examples test-mutations bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -52,6 +54,7 @@ test: install
 # And what takes longer: every lab, whole daemons, every restart. Three quarters of an hour.
 test-all: test
 	$(MAKE) test-labs
+	$(MAKE) test-strongswan6
 	$(MAKE) -j2 --output-sync=target test-daemons test-lifecycles
 
 test-unit: PACKAGES += chromium bubblewrap
@@ -73,14 +76,19 @@ test-labs: install
 	$(BIN)/pytest -q -n 2 --dist worksteal tests/unit/test_qemu_boot.py \
 	  $(filter-out $(ALONE),$(wildcard tests/lab/test_*.py))
 
+# Mistakes made in copies of the package: each must be seen, on paper (seconds) and by a lab (a few
+# minutes).
+test-mutations: install
+	$(BIN)/pytest -q tests/mutations tests/lab/test_live_mutations.py
+
 # On this machine's own kernel, which needs no ESP for it, but root; else in a guest.
 test-userspace: install
 	$(if $(filter 0,$(shell id -u)),$(BIN)/pytest,$(BIN)/python -m dsmip_ipsec.lab.guest_pytest) \
-	  -q tests/lab/test_userspace.py
+	  -q tests/lab/test_userspace.py tests/lab/test_userspace_labs.py
 
 test-kernel: install
 	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q \
-	  $(filter-out $(DAEMONS) $(LIFECYCLES),$(wildcard tests/kernel/test_*.py))
+	  $(filter-out $(DAEMONS) $(LIFECYCLES) $(STRONGSWAN6),$(wildcard tests/kernel/test_*.py))
 
 # Whole daemons and charons in the guest, standing and falling.
 test-daemons: install
@@ -90,6 +98,16 @@ test-daemons: install
 # charon lacks still. A quarter of an hour.
 test-lifecycles: install
 	$(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q $(LIFECYCLES)
+
+# docs/examples as somebody else's CI runs them, in a Debian of their own; root, a mirror, ten minutes.
+test-examples: PACKAGES += debootstrap
+test-examples: install
+	$(BIN)/pytest -q tests/examples
+
+# The strongSwan of Debian's next release, fetched once and unpacked below build/.
+test-strongswan6: install
+	root=$$($(BIN)/python tests/strongswan6.py build/strongswan6) && \
+	DSMIP_STRONGSWAN6=$$root $(BIN)/python -m dsmip_ipsec.lab.guest_pytest -q $(STRONGSWAN6)
 
 test-faults: install
 	$(BIN)/pytest -q tests/lab/test_faults.py

@@ -21,6 +21,8 @@ from pydantic_core import ErrorDetails
 from .errors import ConfigError
 from .toml_lines import TomlLines, nearest_present
 
+_LONGEST = 400  # characters of one reason or hint
+
 Problem = tuple[tuple[str | int, ...], str, str]  # path in the file, reason, hint
 
 
@@ -63,7 +65,7 @@ def first_of(problems: Iterable[Problem], lines: TomlLines, path: Path | str) ->
     the others in its hint."""
     # What is missing from the whole file has no line (0), and comes after what is wrong on one.
     placed = sorted(
-        ((lines.line_of(loc), reason, hint) for loc, reason, hint in problems),
+        ((lines.line_of(loc), _shown(reason), _shown(hint)) for loc, reason, hint in problems),
         key=lambda problem: (problem[0] == 0, problem),
     )
     line, reason, hint = placed[0]
@@ -73,6 +75,12 @@ def first_of(problems: Iterable[Problem], lines: TomlLines, path: Path | str) ->
         )
         hint = f"{hint}; then see {others}" if hint else f"then see {others}"
     return ConfigError(reason, path=path, line=line, hint=hint)
+
+
+def _shown(text: str) -> str:
+    """What the file has may be of any length, and say things to a terminal."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST // 2]} … {plain[-80:]}"
 
 
 def _problem(error: ErrorDetails, kind: Kind, data: dict[str, Any]) -> Problem:

@@ -138,6 +138,13 @@ def judge(
     return Verdict(kind, f"labs run in the {GUESTS[kind]} guest", reasons)
 
 
+def userspace_labs(host: Capabilities | None, *, root: bool) -> list[str]:
+    """What to say of labs that don't need the kernel's IPsec; nothing where they can't run here."""
+    if host is None or lab_obstacles(host, ipsec_in_kernel=False):
+        return []
+    return ["with --ipsec userspace, labs run in place" + ("" if root else " without root")]
+
+
 def _needed(program: Program, kind: str) -> bool:
     return program.needed == "labs" or kind in program.needed.split()
 
@@ -191,6 +198,8 @@ def run(args: argparse.Namespace) -> int:
         guest_error=guest_error,
         kind=kind,
     )
+    if verdict.labs != "host":
+        verdict.reasons.extend(userspace_labs(host, root=root))
     if args.json:
         print(json.dumps(_document(programs, {"host": host, kind: guest}, verdict), indent=2))
     else:

@@ -50,6 +50,13 @@ def add_parser(commands: Any) -> None:
         "--junit", type=Path, metavar="FILE", help="write the expectations as JUnit XML, for CI"
     )
     run.add_argument(
+        "--snapshot",
+        type=Path,
+        metavar="FILE",
+        help="the IPsec state of all ends after each step must be as stored in FILE",
+    )
+    run.add_argument("--update-snapshot", action="store_true", help="store it in FILE instead")
+    run.add_argument(
         "--kernel",
         choices=("auto", "host", "uml", "qemu"),
         action="append",
@@ -57,6 +64,7 @@ def add_parser(commands: Any) -> None:
         "(neither needs root), or, by default, in place where that works and else in a guest; "
         "given more than once, run on each, below DIR/KERNEL, and compare",
     )
+    lab_standing.add_ipsec(run)
     run.set_defaults(run=run_lab)
 
     lab_standing.add_verbs(verbs)
@@ -72,10 +80,15 @@ def add_parser(commands: Any) -> None:
 
 def run_lab(arguments: argparse.Namespace) -> int:
     """Run a lab in place or in a guest; return the exit status. Raises DsmipError."""
-    from dsmip_ipsec.lab import spec
-    from dsmip_ipsec.lab.guest_kernel import choose_kernel
+    from dsmip_ipsec.cli import lab_snapshots
+    from dsmip_ipsec.kernel import user_namespace
+    from dsmip_ipsec.lab import ipsec_kind, spec
+    from dsmip_ipsec.lab.guest_kernel import (
+        KERNEL_KIND_VARIABLE,
+        choose_kernel,
+        in_user_namespace,
+    )
     from dsmip_ipsec.lab.library import find_lab
-    from dsmip_ipsec.lab.scenario import KERNEL_KIND_VARIABLE
 
     kernels = list(dict.fromkeys(arguments.kernel or ["auto"]))
     if len(kernels) > 1:
@@ -83,7 +96,10 @@ def run_lab(arguments: argparse.Namespace) -> int:
 
         return run_on_each(kernels, arguments, run_lab)
     path = find_lab(arguments.lab)
-    spec.load(path)  # its faults are told here, before anything starts
+    # Its faults are told here, before anything starts.
+    lab = spec.load(path)
+    ipsec_kind.check(lab, arguments.ipsec)
+    lab_snapshots.check_for(arguments.snapshot, lab, update=arguments.update_snapshot)
     if arguments.export_keys and arguments.out is None:
         raise ConfigError("--export-keys needs --out", hint="say where the keys may be written")
     if arguments.html and arguments.out is None:
@@ -92,8 +108,10 @@ def run_lab(arguments: argparse.Namespace) -> int:
         out = prepare_output(arguments.out, stack)
         keep = arguments.out is not None or arguments.junit is not None
         inside = KERNEL_KIND_VARIABLE in os.environ
-        kernel = "host" if inside else choose_kernel(kernels[0])
+        kernel = "host" if inside else choose_kernel(kernels[0], ipsec=arguments.ipsec)
         if kernel == "host":
+            if in_user_namespace(kernel):
+                user_namespace.enter()
             status = _run_in_place(path, out, arguments, keep=keep)
         else:
             status = _run_in_guest(path, out, arguments, kernel)
@@ -133,28 +151,45 @@ def prepare_output(directory: Path | None, stack: ExitStack) -> Path:
 
 
 def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep: bool) -> int:
-    from rich.console import Console
-
-    from dsmip_ipsec.cli.lab_server import complete, say_with_time
+    from dsmip_ipsec.cli.lab_server import complete
+    from dsmip_ipsec.cli.lab_snapshots import check_for
+    from dsmip_ipsec.cli.progress import say_with_time
     from dsmip_ipsec.lab import spec
     from dsmip_ipsec.lab.guest import run_until_signal
     from dsmip_ipsec.lab.nursery import Nursery
     from dsmip_ipsec.lab.scenario import Scenario
-    from dsmip_ipsec.report import table
+    from dsmip_ipsec.lab.startup import startup
 
     say = say_with_time()
     nursery = Nursery.start()
+    lab = spec.load(path)
+    check = check_for(arguments.snapshot, lab, update=arguments.update_snapshot)
     scenario = Scenario(
-        spec.load(path), out, export_keys=arguments.export_keys, say=say, nursery=nursery
+        lab,
+        out,
+        export_keys=arguments.export_keys,
+        say=say,
+        nursery=nursery,
+        ipsec=arguments.ipsec,
+        agrees=None if check is None else check.agrees,
     )
+    scenario.standing.phases += startup()
 
     async def run() -> int:
-        record = complete(
-            scenario, await scenario.run(), export_keys=arguments.export_keys, write=keep
-        )
+        record, differing = await scenario.run(), list[str]()
+        if check is not None:
+            record, differing = check.conclude(record)
+        record = complete(scenario, record, export_keys=arguments.export_keys, write=keep)
+        # Not before the lab needs the processor no more: it takes a moment to import in a guest.
+        from rich.console import Console
+
+        from dsmip_ipsec.report import table
+
         print()
         shown = Path(os.environ.get(SHOWN_AS_VARIABLE, out))
         table.render(record, Console(), directory=shown if keep and shown.name else None)
+        if differing:
+            print("\nSnapshot (- stored, + seen)", *differing, sep="\n  ")
         return 0 if record.passed else 1
 
     try:
@@ -165,12 +200,13 @@ def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep:
 
 def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace, kernel: str) -> int:
     """Run the same command on a guest kernel, and bring home what it wrote."""
-    from dsmip_ipsec.cli.lab_server import say_with_time
+    from dsmip_ipsec.cli.lab_snapshots import Storing
+    from dsmip_ipsec.cli.progress import say_with_time
     from dsmip_ipsec.lab import size, spec
     from dsmip_ipsec.lab.guest import collect_share, prepare_share, run_in_guest_sync
     from dsmip_ipsec.lab.guest_init import GUEST_SHARE
-    from dsmip_ipsec.lab.guest_kernel import KERNEL_TITLES, guest_kind
-    from dsmip_ipsec.lab.scenario import KERNEL_KIND_VARIABLE
+    from dsmip_ipsec.lab.guest_kernel import KERNEL_KIND_VARIABLE, KERNEL_TITLES, guest_kind
+    from dsmip_ipsec.lab.record import load
 
     lab = spec.load(path)
     work = Path(tempfile.mkdtemp(prefix="dsmip-lab-"))
@@ -178,12 +214,20 @@ def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace, kernel: 
         work.chmod(0o711)  # the guest's user must reach its share below
         share = work / "share"
         prepare_share(share)
+        lab = spec.load(path)
         (share / "lab.toml").write_text(spec.flat(path), encoding="utf-8")
         command = [
             *(sys.executable, "-m", "dsmip_ipsec", "lab", "run", f"{GUEST_SHARE}/lab.toml"),
             *("--out", f"{GUEST_SHARE}/out"),
             *(["--export-keys"] if arguments.export_keys else []),
+            *("--ipsec", arguments.ipsec),
         ]
+        if arguments.snapshot is not None:
+            command += ["--snapshot", f"{GUEST_SHARE}/snapshot.txt"]
+            if arguments.update_snapshot:
+                command += ["--update-snapshot"]
+            else:
+                shutil.copyfile(arguments.snapshot, share / "snapshot.txt")
         say = say_with_time()
         say(f"booting the guest kernel ({KERNEL_TITLES[kernel]})")
         heard = "booting"
@@ -209,6 +253,8 @@ def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace, kernel: 
         )
         if (share / "out").is_dir():
             collect_share(share / "out", out)
+        if arguments.update_snapshot and (out / "record.json").is_file():
+            Storing(arguments.snapshot, lab).conclude(load(out / "record.json"))
         return status
     except GuestError as error:
         # The guest can't say any more what it was doing; its last line can.
@@ -272,5 +318,7 @@ def show_lab(arguments: argparse.Namespace) -> int:
             words = value if not isinstance(value, bool) else "yes" if value else "no"
             if isinstance(value, dict):
                 words = " + ".join(f"{amount:g} {unit}" for unit, amount in value.items() if amount)
+            if name == "captured":
+                words = "; ".join(map(str, step.expect.captured or ()))
             print(f"     {name.replace('_', ' ')}: {words}")
     return 0

@@ -40,7 +40,8 @@ def run_on_each(
         statuses: list[int] = []
         records: list[record.RunRecord] = []
         failed: DsmipError | None = None
-        for kernel in kernels:
+        # The host's last: a run in place may leave us in a user namespace.
+        for kernel in sorted(kernels, key=lambda kernel: kernel == "host"):
             one = argparse.Namespace(**vars(arguments))
             one.kernel, one.out = [kernel], directory / kernel
             if arguments.junit is not None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 
+from dsmip_ipsec.cli.progress import say_with_time
 from dsmip_ipsec.errors import DsmipError, LabError
+from dsmip_ipsec.kernel import user_namespace
 from dsmip_ipsec.lab import spec
 from dsmip_ipsec.lab.guest import run_until_signal
 from dsmip_ipsec.lab.guest_stream import STREAM_VARIABLE
@@ -20,34 +21,34 @@ from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.record import RunRecord
 from dsmip_ipsec.lab.scenario import Scenario
 from dsmip_ipsec.lab.server import LabServer
-from dsmip_ipsec.report import wireshark
-
-
-def say_with_time() -> Callable[[str], None]:
-    """A printer of progress lines, with the seconds since now in front."""
-    started = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)
-
-    return say
+from dsmip_ipsec.lab.startup import startup
+from dsmip_ipsec.report import captured, wireshark
 
 
 def complete(scenario: Scenario, record: RunRecord, *, export_keys: bool, write: bool) -> RunRecord:
-    """Leave keys and record in the scenario's output directory. Raises DsmipError."""
+    """Judge what needs the captures; leave keys and record in the scenario's output directory.
+    Raises DsmipError."""
     out = scenario.standing.out
+    if any(step.expect.captured for step in scenario.steps):
+        with tempfile.TemporaryDirectory(prefix="dsmip-keys-") as private:
+            record = captured.judge(record, scenario.steps, out, _export(scenario, Path(private)))
     if export_keys:
-        wireshark.export(
-            out / "wireshark",
-            map(wireshark.SaKeys.of, scenario.standing.associations),
-            scenario.standing.ike_keys,
-        )
+        _export(scenario, out / "wireshark")
         record = record.model_copy(
             update={"artefacts": record.artefacts.model_copy(update={"wireshark": "wireshark"})}
         )
     if write:
         record.write(out / "record.json")
     return record
+
+
+def _export(scenario: Scenario, directory: Path) -> Path:
+    wireshark.export(
+        directory,
+        map(wireshark.SaKeys.of, scenario.standing.associations),
+        scenario.standing.ike_keys,
+    )
+    return directory
 
 
 def open_stream() -> tuple[int, bool]:
@@ -74,9 +75,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("lab", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--export-keys", action="store_true")
+    parser.add_argument("--ipsec", default="kernel", choices=("kernel", "userspace"))
+    parser.add_argument("--user-namespace", action="store_true")
     arguments = parser.parse_args(argv)
     nursery: Nursery | None = None
     try:
+        if arguments.user_namespace:
+            user_namespace.enter()
         stream, pumped = open_stream()
         lab = spec.load(arguments.lab)
         nursery = Nursery.start()
@@ -86,7 +91,9 @@ def main(argv: list[str] | None = None) -> int:
             export_keys=arguments.export_keys,
             say=say_with_time(),
             nursery=nursery,
+            ipsec=arguments.ipsec,
         )
+        scenario.standing.phases += startup()
         server = LabServer(
             scenario,
             stream,

@@ -31,6 +31,7 @@ def add_verbs(verbs: Any) -> None:
     up.add_argument(
         "--export-keys", action="store_true", help="and the keys of all SAs in DIR/wireshark"
     )
+    add_ipsec(up)
     up.set_defaults(run=up_lab)
 
     down = verbs.add_parser(
@@ -70,6 +71,17 @@ def add_verbs(verbs: Any) -> None:
     watch.set_defaults(run=watch_lab)
 
 
+def add_ipsec(parser: argparse.ArgumentParser) -> None:
+    """Add ``--ipsec``."""
+    parser.add_argument(
+        "--ipsec",
+        choices=("kernel", "userspace"),
+        default="kernel",
+        help="who applies ESP: the kernel, keyed by charon (the default), or the daemons "
+        "themselves with keys of this run, on a kernel that needs no ESP",
+    )
+
+
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0.1 <= value <= 3600:
@@ -80,13 +92,14 @@ def _seconds(text: str) -> float:
 def up_lab(arguments: argparse.Namespace) -> int:
     """Stand a lab up and leave it to a holder. Raises DsmipError."""
     from dsmip_ipsec.cli.lab import prepare_output
-    from dsmip_ipsec.lab import holder, spec
+    from dsmip_ipsec.lab import holder, ipsec_kind, spec
     from dsmip_ipsec.lab.guest_kernel import choose_kernel
     from dsmip_ipsec.lab.library import find_lab
 
     path = find_lab(arguments.lab)
     declared = spec.load(path)  # its faults are told here, before anything starts
-    kernel = choose_kernel(arguments.kernel)
+    ipsec_kind.check(declared, arguments.ipsec)
+    kernel = choose_kernel(arguments.kernel, ipsec=arguments.ipsec)
     if arguments.export_keys and arguments.out is None:
         raise ConfigError("--export-keys needs --out", hint="say where the keys may be written")
     with ExitStack() as stack:
@@ -97,6 +110,7 @@ def up_lab(arguments: argparse.Namespace) -> int:
             kernel=kernel,
             out=arguments.out,
             export_keys=arguments.export_keys,
+            ipsec=arguments.ipsec,
             say=lambda line: print(line, flush=True),
         )
     name, node = ready["name"], next(iter(declared.mobile_nodes()), "NODE")

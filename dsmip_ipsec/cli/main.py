@@ -25,6 +25,7 @@ COMMANDS = {
     "ca": "dsmip_ipsec.cli.ca",
     "render": "dsmip_ipsec.cli.render",
     "control": "dsmip_ipsec.cli.control",
+    "discover": "dsmip_ipsec.cli.discover",
     "mn": "dsmip_ipsec.cli.daemons",
     "ha": "dsmip_ipsec.cli.daemons",
 }

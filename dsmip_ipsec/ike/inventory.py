@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from dsmip_ipsec.errors import ConfigError
-from dsmip_ipsec.ike import quoting
+from dsmip_ipsec.ike import proposals, quoting
 
 
 class MobilityMode(enum.Enum):
@@ -103,7 +103,8 @@ class Revocation(enum.Enum):
 
 
 class IkeOver(enum.Enum):
-    """The addresses that mobile nodes reach the home agent's IKE at, in this order."""
+    """The home agent's addresses at which mobile nodes may begin IKE. Each has a connection of its
+    own there, and the care-of address's family decides between them (docs/decisions.md)."""
 
     IPV4 = "ipv4"
     IPV6 = "ipv6"
@@ -113,16 +114,26 @@ class IkeOver(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class HomeAgent:
     """The home agent. ``ipv4`` is the address that mobile nodes on IPv4 reach it at; ``ipv6`` its
-    address on the home link, which binding updates are addressed to; ``ike_over`` tells which of
-    them IKE uses (MOBIKE may use both later). Behind a static NAPT ``ipv4`` is its own address, and
-    ``outer_ipv4`` the one that mobile nodes reach it at."""
+    address on the home link, which binding updates are addressed to; ``ike_over`` tells at
+    which of them IKE may begin (MOBIKE may use both later). Behind a static NAPT ``ipv4`` is its
+    own address, and ``outer_ipv4`` the one that mobile nodes reach it at."""
 
     identity: str
     ipv6: IPv6Address
     ipv4: IPv4Address
     certificate: Certificate | None = None
-    ike_over: IkeOver = IkeOver.IPV4
+    ike_over: IkeOver = IkeOver.DUAL
     outer_ipv4: IPv4Address | None = None
+
+    @property
+    def over_ipv4(self) -> bool:
+        """Whether IKE may begin over IPv4."""
+        return self.ike_over is not IkeOver.IPV6
+
+    @property
+    def over_ipv6(self) -> bool:
+        """Whether IKE may begin over IPv6."""
+        return self.ike_over is not IkeOver.IPV4
 
     def __post_init__(self) -> None:
         quoting.identity(self.identity, "home agent identity")
@@ -136,6 +147,9 @@ class MobileNode:
     policies that we install; they are unique per mobile node on a home agent, as is
     ``mirror_reqid`` of the daemons' own SAs (None: no daemon is configured from this).
     ``mobile_network_prefixes``: of the networks behind a mobile router (RFC 3963).
+    ``prefix_discovery_reqid`` and ``return_routability_reqid``: of SAs of their own for mobile
+    prefix discovery, and for HoTI and HoT where payload isn't protected (RFC 4877 §4.2, §4.3); 0:
+    none.
     """
 
     name: str
@@ -147,6 +161,8 @@ class MobileNode:
     ipv4_home_address: IPv4Address | None = None
     mirror_reqid: int | None = None
     mobile_network_prefixes: tuple[IPv6Network, ...] = ()
+    prefix_discovery_reqid: int = 0
+    return_routability_reqid: int = 0
 
     @property
     def home_addresses(self) -> tuple[IPv6Address | IPv4Address, ...]:
@@ -179,6 +195,10 @@ class IkeSettings:
 
     ``force_udp``: ESP is encapsulated in UDP without NAT too (the F flag, RFC 5555 §3.1.3).
 
+    ``copy_df``: the outer IPv4 header of data SAs has the DF bit that the inner packet has (an IPv6
+    one's counts as set), and the path MTU is found (RFC 4301 §8.1). False: never, so that paths
+    below 1280 octets and ESP's overhead carry IPv6, in fragments (RFC 4459 §3.1).
+
     ``reauth_time`` 0: no reauthentication but by the daemons' own doing. With
     ``configuration_payload``, mobile nodes ask for their home addresses in IKE_AUTH and the home
     agent hands out those that are their own (RFC 7296 §2.19, as in RFC 5026 §5.3).
@@ -192,6 +212,7 @@ class IkeSettings:
     mobility: MobilityMode = MobilityMode.MOBIKE
     protect_data: bool = True
     force_udp: bool = False
+    copy_df: bool = True
     dpd_delay: int = 4
     ike_rekey_time: int = 4 * 3600
     child_rekey_time: int = 3600
@@ -205,14 +226,15 @@ class IkeSettings:
     configuration_payload: bool = False
 
     def __post_init__(self) -> None:
-        for label, proposals in (
-            ("ike_proposals", self.ike_proposals),
-            ("esp_proposals", self.esp_proposals),
-        ):
-            if not proposals:
+        uses: tuple[tuple[str, proposals.Use, tuple[str, ...]], ...] = (
+            ("ike_proposals", "IKE", self.ike_proposals),
+            ("esp_proposals", "ESP", self.esp_proposals),
+        )
+        for label, use, named in uses:
+            if not named:
                 raise ConfigError(f"{label} is empty", hint='name at least one, or "default"')
-            for proposal in proposals:
-                quoting.proposal(proposal, label)
+            for proposal in named:
+                proposals.check(proposal, use, label)
         for label, value, low, high in (
             ("dpd_delay", self.dpd_delay, 1, 3600),
             ("ike_rekey_time", self.ike_rekey_time, 0, 30 * 86400),
@@ -258,6 +280,8 @@ class Deployment:
                 ("reqid", mn.signalling_reqid),
                 ("reqid", mn.data_reqid),
             ]
+            others = mn.prefix_discovery_reqid, mn.return_routability_reqid
+            keys += [("reqid", reqid) for reqid in others if reqid]
             if mn.mirror_reqid is not None:
                 keys.append(("reqid", mn.mirror_reqid))
             if mn.ipv4_home_address is not None:

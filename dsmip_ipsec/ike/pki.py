@@ -58,11 +58,14 @@ def _signature_hash(key: PrivateKey) -> hashes.SHA256 | None:
 
 
 def _name(common_name: str) -> x509.Name:
-    # X.520 limits a common name to 64 characters; the identity itself is the subjectAltName.
+    # X.520 limits a common name to 64 characters, which are counted in octets; the identity itself
+    # is the subjectAltName.
     return x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "dsmip-ipsec"),
-            x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64]),
+            x509.NameAttribute(
+                NameOID.COMMON_NAME, common_name.encode()[:64].decode(errors="ignore")
+            ),
         ]
     )
 

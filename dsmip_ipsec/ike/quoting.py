@@ -18,7 +18,6 @@ _FQDN = re.compile(
     r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
 _LOCAL_PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?")
-_PROPOSAL = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 _PLAIN = re.compile(r"[A-Za-z0-9 ._:/@%+,=~\[\]-]*")
 
@@ -55,13 +54,6 @@ def typed_identity(value: str) -> str:
     """The same identity with strongSwan's explicit type, so that no guessing takes place."""
     identity(value, "identity")
     return f"email:{value}" if "@" in value else f"fqdn:{value}"
-
-
-def proposal(value: str, what: str) -> str:
-    """An algorithm proposal such as ``aes128gcm16-prfsha256-ecp256``."""
-    if not _PROPOSAL.fullmatch(value):
-        raise _refuse(value, what, "see IKEv2 cipher suites of strongSwan for the keywords")
-    return value
 
 
 def interface(value: str) -> str:

@@ -19,6 +19,7 @@ The directory of a node then looks so::
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,11 +31,11 @@ from dsmip_ipsec.ike.authentication import CA_FILE, Round
 from dsmip_ipsec.ike.inventory import (
     Deployment,
     HomeAgent,
-    IkeOver,
     IkeSettings,
     MobileNode,
     MobilityMode,
 )
+from dsmip_ipsec.ike.other_children import Child, other_children
 from dsmip_ipsec.ike.private_files import make_directory, remove_file, replace_file
 from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.resources import resource_directory
@@ -121,6 +122,7 @@ class _Connection:
     signalling_reqid: int
     data_reqid: int
     pretends_nat: bool
+    others: tuple[Child, ...]
 
 
 def _environment() -> jinja2.Environment:
@@ -133,6 +135,7 @@ def _environment() -> jinja2.Environment:
         autoescape=False,  # noqa: S701 - not HTML; the quoting filters guard the values
     )
     environment.filters["quoted"] = quoting.quoted
+    environment.filters["shell"] = lambda value: shlex.quote(str(value))
     environment.filters["typed_identity"] = quoting.typed_identity
     return environment
 
@@ -172,44 +175,44 @@ def _connections(deployment: Deployment, node: str | None) -> list[_Connection]:
         rounds = authentication.rounds(ha, mn)
         handed_out = deployment.settings.configuration_payload
         signalling = (_mobility_ts(mn.home_address), _mobility_ts(ha.ipv6))
-        connections.append(
-            _Connection(
-                name=mn.name,
-                local_addresses=(quoting.address(ha.ipv4), quoting.address(ha.ipv6))
-                if at_home_agent
-                else ("%any",),
-                remote_addresses=("%any",) if at_home_agent else _ike_addresses(ha),
-                local=rounds[not at_home_agent],
-                remote=rounds[at_home_agent],
-                pools=tuple(pool for pool, _ in _pools(mn)) if handed_out and at_home_agent else (),
-                virtual_ips=("::", "0.0.0.0")[: len(home)]  # noqa: S104 - "any of yours"
-                if handed_out and not at_home_agent
-                else (),
-                signalling_local_ts=signalling[at_home_agent],
-                signalling_remote_ts=signalling[not at_home_agent],
-                signalling_tunnel_local_ts=_tunnel_ts(
-                    ha.ipv6 if at_home_agent else mn.home_address
-                ),
-                signalling_tunnel_remote_ts=_tunnel_ts(
-                    mn.home_address if at_home_agent else ha.ipv6
-                ),
-                data_local_ts=world if at_home_agent else home + behind,
-                data_remote_ts=home + behind if at_home_agent else world,
-                signalling_reqid=mn.signalling_reqid,
-                data_reqid=mn.data_reqid,
-                pretends_nat=not at_home_agent and _pretends_nat(deployment.settings),
-            )
+        connection = _Connection(
+            name=mn.name,
+            local_addresses=_ike_addresses(ha) if at_home_agent else ("%any",),
+            remote_addresses=("%any",),
+            local=rounds[not at_home_agent],
+            remote=rounds[at_home_agent],
+            pools=tuple(pool for pool, _ in _pools(mn)) if handed_out and at_home_agent else (),
+            virtual_ips=("::", "0.0.0.0")[: len(home)]  # noqa: S104 - "any of yours"
+            if handed_out and not at_home_agent
+            else (),
+            signalling_local_ts=signalling[at_home_agent],
+            signalling_remote_ts=signalling[not at_home_agent],
+            signalling_tunnel_local_ts=_tunnel_ts(ha.ipv6 if at_home_agent else mn.home_address),
+            signalling_tunnel_remote_ts=_tunnel_ts(mn.home_address if at_home_agent else ha.ipv6),
+            data_local_ts=world if at_home_agent else home + behind,
+            data_remote_ts=home + behind if at_home_agent else world,
+            signalling_reqid=mn.signalling_reqid,
+            data_reqid=mn.data_reqid,
+            pretends_nat=False,
+            others=other_children(ha, mn, at_home_agent=at_home_agent),
         )
-        if not at_home_agent:
-            # charon takes the first remote address and stays with its family when it initiates.
+        if at_home_agent:
+            connections.append(connection)
+            continue
+        # charon takes the first remote address and stays with its family when it initiates: a
+        # connection for each.
+        if ha.over_ipv4:
+            address = quoting.address(ha.outer_ipv4 or ha.ipv4)
             connections.append(
                 replace(
-                    connections[-1],
-                    name=ipv6_connection(mn.name),
-                    remote_addresses=(quoting.address(ha.ipv6),),
-                    pretends_nat=False,
+                    connection,
+                    remote_addresses=(address,),
+                    pretends_nat=_pretends_nat(deployment.settings),
                 )
             )
+        if ha.over_ipv6:
+            name, address = ipv6_connection(mn.name), quoting.address(ha.ipv6)
+            connections.append(replace(connection, name=name, remote_addresses=(address,)))
     return connections
 
 
@@ -224,13 +227,9 @@ def _pretends_nat(settings: IkeSettings) -> bool:
 
 
 def _ike_addresses(ha: HomeAgent) -> tuple[str, ...]:
-    ipv4 = ha.outer_ipv4 or ha.ipv4
-    addresses = {
-        IkeOver.IPV4: (ipv4,),
-        IkeOver.IPV6: (ha.ipv6,),
-        IkeOver.DUAL: (ipv4, ha.ipv6),
-    }[ha.ike_over]
-    return tuple(quoting.address(address) for address in addresses)
+    """The home agent's own, at which it takes IKE_SAs."""
+    ipv4 = (quoting.address(ha.ipv4),) if ha.over_ipv4 else ()
+    return (*ipv4, quoting.address(ha.ipv6)) if ha.over_ipv6 else ipv4
 
 
 def _pools(mn: MobileNode) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -19,6 +19,7 @@ from dsmip_ipsec.ike.errors import (
     PeerUnreachableError,
     classify,
 )
+from dsmip_ipsec.ike.other_children import PREFIX_DISCOVERY, PREFIX_DISCOVERY_TUNNEL
 from dsmip_ipsec.ike.render import NodeFiles
 from dsmip_ipsec.ike.vici_types import ChildSa, IkeEvent, IkeSa
 
@@ -126,12 +127,24 @@ class ViciDriver:
             message["force"] = "yes"
         await self._command("terminate", message, events=("control-log",), timeout=timeout + 2)
 
-    async def establish(self, ike: str, *, data: bool = True, timeout: float = 30.0) -> Established:
+    async def terminate_one(self, uniqueid: int, *, timeout: float) -> None:
+        """Delete the IKE_SA that charon numbers ``uniqueid``, and no other of its connection; its
+        peer gets ``timeout`` (seconds) for its answer, then it goes without.
+
+        :raises IkeError: there is none, or charon couldn't.
+        """
+        message = {"ike-id": str(uniqueid), "timeout": str(int(timeout * 1000)), "force": "yes"}
+        await self._command("terminate", message, timeout=timeout + 2)
+
+    async def establish(
+        self, ike: str, *, data: bool = True, also: Collection[str] = (), timeout: float = 30.0
+    ) -> Established:
         """IKE_SA, signalling CHILD_SA and data CHILD_SA of a mobile node, as initiator.
 
         The data CHILD_SA comes with IKE_AUTH, which saves a round trip; with data unprotected
         the IKE_SA starts childless (RFC 6023). Only then the NAT state is known, which decides
-        the kind of the signalling CHILD_SA. What is up already is kept, of either kind.
+        the kind of the signalling CHILD_SA, and of further ones (``also``: their names of
+        :mod:`.other_children`). What is up already is kept, of either kind.
 
         :param timeout: seconds for all of it.
         :raises IkeError: as :meth:`initiate`.
@@ -145,11 +158,11 @@ class ViciDriver:
         if sa is None or (data and sa.child(DATA) is None):
             await self.initiate(ike, DATA if data else None, timeout=left())
             sa = await self._wait_ike(ike, left())
-        wanted, other = _signalling_kinds(sa)
-        if sa.child(wanted) is None and sa.child(other) is None:
-            await self.initiate(ike, wanted, timeout=left())
-            sa = await self._wait_ike(ike, left())
-        signalling = sa.child(wanted) or sa.child(other)
+        for name in (SIGNALLING, *also):
+            if _of_either_kind(sa, name) is None:
+                await self.initiate(ike, _kinds(sa, name)[0], timeout=left())
+                sa = await self._wait_ike(ike, left())
+        signalling = _of_either_kind(sa, SIGNALLING)
         if signalling is None or (data and sa.child(DATA) is None):
             raise IkeError(
                 f"the CHILD_SAs of {ike} vanished while they were set up",
@@ -256,35 +269,41 @@ class ViciDriver:
             )
         return await self._wait_ike(ike, timeout)
 
-    async def is_complete(self, ike: str, *, data: bool = True) -> bool:
+    async def is_complete(self, ike: str, *, data: bool = True, also: Collection[str] = ()) -> bool:
         """Whether an IKE_SA is established, with a signalling CHILD_SA of either kind and, with
         ``data``, that for data: what :meth:`establish` makes."""
         found = [sa for sa in await self.list_sas(ike) if sa.established]
         return any(
-            (sa.child(SIGNALLING) or sa.child(SIGNALLING_TUNNEL)) and (not data or sa.child(DATA))
+            all(_of_either_kind(sa, name) for name in (SIGNALLING, *also))
+            and (not data or sa.child(DATA))
             for sa in found
         )
 
-    async def renew_signalling(self, ike: str, *, timeout: float = 20.0) -> Established:
+    async def renew_signalling(
+        self, ike: str, *, also: Collection[str] = (), timeout: float = 20.0
+    ) -> Established:
         """A fresh signalling CHILD_SA of the kind that today's NAT state needs.
 
         A mobile node that set up its transport mode CHILD_SA without NAT and then moved behind
         one keeps it, since its addresses are the home address and the home agent; but charon's
         own rekeying of it fails there (TS_UNACCEPTABLE). Make before break: the old kind is
-        deleted once the new one stands.
+        deleted once the new one stands. ``also``: further CHILD_SAs of which there are two kinds.
 
         :raises IkeError: as :meth:`initiate` and :meth:`rekey`; the old CHILD_SA stays then.
         """
         sa = await self._wait_ike(ike, timeout)
-        wanted, other = _signalling_kinds(sa)
-        if sa.child(wanted) is not None:
-            await self.rekey(ike, wanted, timeout=timeout)
-        else:
-            await self.initiate(ike, wanted, timeout=timeout)
-        if sa.child(other) is not None:
-            await self.terminate(ike, other, timeout=timeout)
+        for name in (SIGNALLING, *also):
+            wanted, other = _kinds(sa, name)
+            if wanted == other:
+                continue
+            if sa.child(wanted) is not None:
+                await self.rekey(ike, wanted, timeout=timeout)
+            else:
+                await self.initiate(ike, wanted, timeout=timeout)
+            if sa.child(other) is not None:
+                await self.terminate(ike, other, timeout=timeout)
         sa = await self._wait_ike(ike, timeout)
-        signalling = sa.child(wanted)
+        signalling = sa.child(_kinds(sa, SIGNALLING)[0])
         if signalling is None:
             raise IkeError(
                 f"the new signalling CHILD_SA of {ike} vanished",
@@ -375,9 +394,19 @@ async def _typed(connection: vici_session.ViciConnection) -> AsyncIterator[IkeEv
             yield event
 
 
-def _signalling_kinds(sa: IkeSa) -> tuple[str, str]:
-    """(what today's NAT state needs, the other one)."""
-    return (SIGNALLING_TUNNEL, SIGNALLING) if sa.nat else (SIGNALLING, SIGNALLING_TUNNEL)
+_TUNNELS = {SIGNALLING: SIGNALLING_TUNNEL, PREFIX_DISCOVERY: PREFIX_DISCOVERY_TUNNEL}
+
+
+def _kinds(sa: IkeSa, name: str) -> tuple[str, str]:
+    """Of the CHILD_SA ``name`` in transport mode: (what today's NAT state needs, the other one);
+    twice the same where there is but one."""
+    tunnel = _TUNNELS.get(name, name)
+    return (tunnel, name) if sa.nat else (name, tunnel)
+
+
+def _of_either_kind(sa: IkeSa, name: str) -> ChildSa | None:
+    wanted, other = _kinds(sa, name)
+    return sa.child(wanted) or sa.child(other)
 
 
 def _rekeyed(name: str, raw: vici_session.RawMessage, ike: str, child: str | None) -> bool:

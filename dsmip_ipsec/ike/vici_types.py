@@ -16,7 +16,7 @@ from dsmip_ipsec.ike.vici_session import RawMessage
 
 Address = IPv4Address | IPv6Address
 
-# Those of 5.9.8 (and 6.0, which adds "alert"): everything that changes an SA.
+# Those of 5.9.8 and 6.0.1: everything that changes an SA. Neither has one for alerts (refusals.py).
 SA_EVENTS = ("ike-updown", "ike-rekey", "ike-update", "child-updown", "child-rekey")
 
 

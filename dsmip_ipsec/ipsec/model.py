@@ -281,6 +281,16 @@ class SecurityAssociation:
         """What the kernel knows an ESP SA by."""
         return self.destination, self.spi
 
+    def moved(
+        self, source: Address, destination: Address, encapsulation: Encapsulation | None
+    ) -> SecurityAssociation:
+        """This SA with another outer header. (As dataclasses.replace does it, in half the time.)"""
+        return SecurityAssociation(
+            self.spi, source, destination, self.mode, self.reqid, self.aead, self.encryption,
+            self.authentication, self.selector, encapsulation, self.replay_window, self.esn,
+            self.lifetime, self.mark, self.output_mark,
+        )  # fmt: skip
+
     def __str__(self) -> str:
         text = (
             f"esp {self.mode.value} {self.source} -> {self.destination} "

@@ -47,10 +47,19 @@ class Reqids:
         return reqid == self.mirror or reqid in self.negotiated
 
 
-def numbered_reqids(index: int) -> Reqids:
-    """Reqids of a deployment's ``index``-th mobile node: 55500 and up, readable in ``ip xfrm``."""
+def numbered_reqids(
+    index: int, *, prefix_discovery: bool = False, return_routability: bool = False
+) -> Reqids:
+    """Reqids of a deployment's ``index``-th mobile node: 55500 and up, readable in ``ip xfrm``.
+    Without ``prefix_discovery`` or ``return_routability`` IKE negotiates no SAs for that."""
     base = 55500 + 10 * index
-    return Reqids(signalling=base + 1, mirror=base + 2, data=base + 3)
+    return Reqids(
+        signalling=base + 1,
+        mirror=base + 2,
+        data=base + 3,
+        prefix_discovery=base + 4 if prefix_discovery else 0,
+        return_routability=base + 5 if return_routability else 0,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ which "are likely to be wrong".
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 
 from dsmip_ipsec.ipsec.model import Address, Encapsulation, SecurityAssociation
@@ -39,7 +39,7 @@ def place(
         ports = (port, IKE_NATT_PORT) if to_agent else (IKE_NATT_PORT, port)
         encapsulation = Encapsulation(*ports)
     source, destination = (care_of, agent) if to_agent else (agent, care_of)
-    return replace(association, source=source, destination=destination, encapsulation=encapsulation)
+    return association.moved(source, destination, encapsulation)
 
 
 def _mobile_end(
@@ -61,3 +61,19 @@ def _needs_udp(peering: Peering, binding: Binding) -> bool:
     if not isinstance(binding.care_of_address, IPv4Address):
         return False
     return binding.nat_detected or binding.force_udp or peering.home_agent_behind_nat
+
+
+def data_is_at(
+    peering: Peering,
+    care_of_address: Address,
+    associations: Iterable[SecurityAssociation],
+) -> bool:
+    """Whether the mobile node has data SAs of both directions, all of them from and to its
+    ``care_of_address``."""
+    data = [sa for sa in associations if sa.reqid == peering.reqids.data]
+    sending = [sa for sa in data if outbound(peering, sa)]
+    return (
+        len(data) > len(sending) > 0
+        and all(sa.source == care_of_address for sa in sending)
+        and all(sa.destination == care_of_address for sa in data if sa not in sending)
+    )

@@ -93,7 +93,7 @@ def plan(current: DesiredState, wanted: DesiredState) -> tuple[Operation, ...]:
         old = have.get(key)
         if old is None:
             operations.append(Operation(Verb.ADD_POLICY, policy, *_why(policy)))
-        elif old != policy:
+        elif old is not policy and old != policy:
             operations.append(Operation(Verb.UPDATE_POLICY, policy, *_why(policy), old))
     # Tunnels, then the routes into them.
     operations += _put(

@@ -104,7 +104,7 @@ def signalling_policies(
     # Inbound the kernel looks for the type behind the Mobility Header instead of in it and sees
     # zero (docs/kernel-notes.md), so there the type is left to the engine.
     inward = Selector(host_network(there), host_network(here), IPPROTO_MH)
-    return tuple(_transport_policies(peering, outward, inward, reqid, extensions))
+    return tuple(_transport_policies(peering, outward, [inward], reqid, extensions))
 
 
 def prefix_discovery_policies(
@@ -116,7 +116,11 @@ def prefix_discovery_policies(
         sent, received = received, sent
     here, there = (host_network(address) for address in _ends(peering))
     outward = Selector(here, there, IPPROTO_ICMPV6, icmpv6_type=sent)
-    inward = Selector(there, here, IPPROTO_ICMPV6, icmpv6_type=received)
+    inward = [Selector(there, here, IPPROTO_ICMPV6, icmpv6_type=received)]
+    if reqid is not None and peering.native_signalling:
+        # Behind an extension header the kernel takes that header's first octet, which says
+        # "ICMPv6 follows", for the type (docs/kernel-notes.md). No message has that type.
+        inward.append(Selector(there, here, IPPROTO_ICMPV6, icmpv6_type=IPPROTO_ICMPV6))
     return _transport_policies(peering, [outward], inward, reqid, extensions)
 
 
@@ -129,13 +133,13 @@ def _ends(peering: Peering) -> tuple[IPv6Address, IPv6Address]:
 def _transport_policies(
     peering: Peering,
     outward: list[Selector],
-    inward: Selector,
+    inward: list[Selector],
     reqid: int | None,
     extensions: tuple[ExtensionState, ...],
 ) -> list[Policy]:
     here, there = _ends(peering)
     rows = [(Direction.OUT, here, there, selector) for selector in outward]
-    rows.append((Direction.IN, there, here, inward))
+    rows += [(Direction.IN, there, here, selector) for selector in inward]
     policies = []
     for direction, source, destination, selector in rows:
         template = None

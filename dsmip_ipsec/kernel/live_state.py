@@ -23,8 +23,10 @@ from dsmip_ipsec.ipsec.model import (
 )
 from dsmip_ipsec.ipsec.peering import Reqids
 from dsmip_ipsec.kernel import translate
+from dsmip_ipsec.xfrm import glance
 from dsmip_ipsec.xfrm import notifications as told
-from dsmip_ipsec.xfrm.constants import Message, PolicyType
+from dsmip_ipsec.xfrm.constants import Message, PolicyType, Protocol
+from dsmip_ipsec.xfrm.errors import XfrmDecodeError
 from dsmip_ipsec.xfrm.types import Policy as KernelPolicy
 from dsmip_ipsec.xfrm.types import PolicyId, State, StateId
 
@@ -54,6 +56,7 @@ class LivePeering:
         "mirrors",
         "negotiated",
         "placed",
+        "resting",
         "wanted_extensions",
         "wanted_mirrors",
         "wanted_policies",
@@ -65,6 +68,8 @@ class LivePeering:
         self.extensions: dict[_ExtensionKey, ExtensionState] = {}
         # By SPI and reqid: an SA that comes back may have another destination.
         self.lingering: dict[tuple[int, int], tuple[SecurityAssociation, float]] = {}
+        # By SPI and reqid: an SA and those of its octets that it keeps when it moves.
+        self.resting: dict[tuple[int, int], tuple[bytes, SecurityAssociation]] = {}
         # What was wanted when this peering was last reconciled: nothing to do about those.
         self.placed: dict[tuple[int, int], SecurityAssociation] = {}
         self.wanted_mirrors: dict[tuple[Address, int], SecurityAssociation] = {}
@@ -95,6 +100,7 @@ class LiveState:
             reqid: ids for ids in self.peerings for reqid in (ids.mirror, *ids.negotiated)
         }
         self._vanished = vanished
+        self._writing: dict[bytes, Policy] = {}
 
     def peering_of(self, reqid: int) -> Reqids | None:
         """Whose SA this is; None: not one of ours."""
@@ -152,6 +158,9 @@ class LiveState:
                     for key, (sa, until) in live.lingering.items()
                     if now is not None and until > now
                 }
+                there = {(sa.spi, sa.reqid) for sa in live.negotiated.values()}
+                there.update(live.lingering)
+                live.resting = {key: sa for key, sa in live.resting.items() if key in there}
 
     def _dirty_peerings(self) -> list[LivePeering]:
         return [self.peerings[ids] for ids in self.dirty]
@@ -162,7 +171,7 @@ class LiveState:
         """Take over dumps (states newest first, as the kernel lists them). Everything is dirty."""
         before = {ids: live.negotiated for ids, live in self.peerings.items()}
         for live in self.peerings.values():
-            live.negotiated, live.mirrors, live.extensions = {}, {}, {}
+            live.negotiated, live.mirrors, live.extensions, live.resting = {}, {}, {}, {}
         for state in reversed(list(states)):
             self._put_state(state)
         for ids, associations in before.items():
@@ -174,11 +183,65 @@ class LiveState:
         self.dirty.update(self.peerings)
         self.stale = False
 
-    def notice(self, notification: told.Notification, now: float) -> None:
+    def will_be_told(self, policy: Policy, octets: bytes) -> None:
+        """``policy`` is about to be written, as the NEWPOLICY or UPDPOLICY ``octets``: what the
+        kernel tells in the same octets is that policy."""
+        lasting = glance.lasting_policy(octets)
+        if lasting is not None:
+            self._writing[lasting] = policy
+
+    def told_everything(self) -> None:
+        """The notifications of what was written have been read, or never come."""
+        self._writing.clear()
+
+    def notice(self, unread: told.Unread | told.Overrun, now: float) -> None:
         """Take over one notification. Those of no concern are ignored."""
-        match notification:
+        try:
+            if not (isinstance(unread, told.Unread) and self._glanced(unread, now)):
+                self._read_one(unread.read() if isinstance(unread, told.Unread) else unread, now)
+        except XfrmDecodeError:
+            self.stale = True
+
+    def _glanced(self, unread: told.Unread, now: float) -> bool:
+        """Take over what is told of something known; False: it has to be decoded."""
+        message, octets = unread.message, unread.octets
+        if message is Message.NEWSA or message is Message.UPDSA:
+            ids = self._by_reqid.get(glance.state_reqid(octets))
+            if ids is not None:
+                self._glance_at_state(ids, unread)
+            return True
+        if message is Message.DELSA:
+            gone = glance.glance_at_deletion(octets)
+            if gone is None or gone.protocol != Protocol.ESP:
+                return False
+            self._drop_sa(gone.destination, gone.spi, gone.reqid, now)
+            return True
+        if self._writing and (message is Message.NEWPOLICY or message is Message.UPDPOLICY):
+            written = self._writing.pop(glance.lasting_policy(octets) or b"", None)
+            if written is not None:
+                self._put_model(written)
+                return True
+        return False
+
+    def _glance_at_state(self, ids: Reqids, unread: told.Unread) -> None:
+        """An SA of IKE that has only moved is the one that is known, with another outer header."""
+        seen = glance.glance_at_state(unread.octets)
+        resting, key = self.peerings[ids].resting, (seen.spi, seen.reqid)
+        rest, known = resting.get(key, (b"", None))
+        if known is not None and rest == seen.rest:
+            encapsulation = translate.encapsulation_back(seen.encap)
+            self._put_negotiated(ids, known.moved(seen.source, seen.destination, encapsulation))
+            return
+        match unread.read():
             case told.StateAdded(state) | told.StateUpdated(state):
-                self._put_state(state)
+                put = self._put_state(state)
+                if put is not None:
+                    resting[key] = seen.rest, put
+            case _:
+                self.stale = True
+
+    def _read_one(self, notification: told.Notification, now: float) -> None:
+        match notification:
             case told.StateDeleted(state_id, state):
                 self._drop_state(state_id, state, now)
             case told.Expire(state, True):
@@ -197,25 +260,31 @@ class LiveState:
             case _:
                 pass
 
-    def _put_state(self, state: State) -> None:
+    def _put_state(self, state: State) -> SecurityAssociation | None:
+        """Take over a state; return it if it is an SA of IKE's."""
         ids = self._by_reqid.get(state.reqid)
         if ids is None:
-            return
+            return None
         live = self.peerings[ids]
         extension = translate.extension_back(state)
         if extension is not None and state.reqid == ids.mirror:
             live.extensions[extension.key] = extension
             if live.wanted_extensions.get(extension.key) != extension:
                 self.dirty.add(ids)
-            return
+            return None
         sa = translate.state_back(state)
         if sa is None:
-            return
+            return None
         if state.reqid == ids.mirror:
             live.mirrors[sa.key] = sa
             if live.wanted_mirrors.get(sa.key) != sa:
                 self.dirty.add(ids)
-            return
+            return None
+        self._put_negotiated(ids, sa)
+        return sa
+
+    def _put_negotiated(self, ids: Reqids, sa: SecurityAssociation) -> None:
+        live = self.peerings[ids]
         live.lingering.pop((sa.spi, sa.reqid), None)
         known = live.negotiated.get(sa.key)
         live.negotiated[sa.key] = sa
@@ -236,8 +305,14 @@ class LiveState:
             if extension.key in live.wanted_extensions:
                 self.dirty.add(ids)
             return
-        key = (state_id.destination, state_id.spi)
-        if state.reqid == ids.mirror:
+        self._drop_sa(state_id.destination, state_id.spi, state.reqid, now)
+
+    def _drop_sa(self, destination: Address, spi: int, reqid: int, now: float) -> None:
+        ids = self._by_reqid.get(reqid)
+        if ids is None:
+            return
+        live, key = self.peerings[ids], (destination, spi)
+        if reqid == ids.mirror:
             live.mirrors.pop(key, None)
             if key in live.wanted_mirrors:
                 self.dirty.add(ids)
@@ -259,6 +334,9 @@ class LiveState:
         # One that was ours still is when someone else has changed its priority.
         if model is None or not (policy.priority in PRIORITY_BAND or model.key in known):
             return
+        self._put_model(model)
+
+    def _put_model(self, model: Policy) -> None:
         owned = self._owners.get(model.key)
         if owned is None:
             self.policies[model.key] = model
@@ -285,7 +363,7 @@ class LiveState:
 
 def _agree(one: Policy, other: Policy) -> bool:
     """Whether two policies of one key are the same: their selectors needn't be compared."""
-    return (
+    return one is other or (
         one.priority == other.priority
         and one.action is other.action
         and one.template == other.template

@@ -1,4 +1,5 @@
-"""Mobility Headers through the kernel's ESP, with a token that ESP would otherwise lose.
+"""Mobility Headers, and ICMPv6 between the same two ends (RFC 6275 §6.7, §6.8), through the
+kernel's ESP, with a token that ESP would otherwise lose.
 
 RFC 5555 §5.2.1 wants V4ADDR and the port Z of a BU's outer header passed along with the packet
 into IPsec and out of it, and likewise for the BA. Two sockets do it on an unmodified kernel:
@@ -21,17 +22,20 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from dsmip_ipsec.errors import KernelError, WireError
 from dsmip_ipsec.wire.exthdr import encode_type2_routing, parse_extension_headers
-from dsmip_ipsec.wire.ip import IPPROTO_DSTOPTS, IPPROTO_MH
+from dsmip_ipsec.wire.ip import IPPROTO_DSTOPTS, IPPROTO_ICMPV6, IPPROTO_MH
 
 # Not in Python's socket module: asm-generic/socket.h, linux/in6.h.
 _SO_RCVMARK = 75
 _IPV6_FLOWINFO = 11
 _IPV6_TRANSPARENT = 75
+_ICMPV6_FILTER = 1  # linux/icmpv6.h
 _MARK = struct.Struct("=I")
 _FLOWINFO = struct.Struct("!I")
 _PKTINFO = struct.Struct("=16si")
@@ -47,7 +51,7 @@ MAX_MESSAGE = 2048  # a Mobility Header has at most 8 + 255 * 8 octets (RFC 6275
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMobility:
-    """A Mobility Header as it left ESP. ``mark`` is 0 when the packet wasn't injected by us.
+    """A message as it left ESP. ``mark`` is 0 when the packet wasn't injected by us.
 
     ``care_of_address`` is where a packet with a home address option came from; ``source`` is then
     the home address. ``routed``: it had a routing header. The kernel lets neither header in
@@ -65,19 +69,25 @@ class ReceivedMobility:
 class MobilitySocket:
     """The pair of raw sockets. Needs CAP_NET_RAW and CAP_NET_ADMIN in this network namespace.
 
+    ``icmpv6_types``: it is for these ICMPv6 messages instead of Mobility Headers.
     Raises KernelError where the kernel lacks SO_RCVMARK or refuses a raw socket.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, icmpv6_types: Collection[int] = ()) -> None:
+        self._what = "ICMPv6 message" if icmpv6_types else "Mobility Header"
         try:
-            self._mobility = socket.socket(socket.AF_INET6, socket.SOCK_RAW, IPPROTO_MH)
+            self._mobility = socket.socket(
+                socket.AF_INET6, socket.SOCK_RAW, IPPROTO_ICMPV6 if icmpv6_types else IPPROTO_MH
+            )
         except OSError as error:
             raise KernelError(
-                f"can't open a raw Mobility Header socket: {error.strerror}",
+                f"can't open a raw {self._what} socket: {error.strerror}",
                 errno=error.errno or 0,
                 hint="run as root (or with CAP_NET_RAW and CAP_NET_ADMIN)",
             ) from error
         try:
+            if icmpv6_types:
+                self._mobility.setsockopt(IPPROTO_ICMPV6, _ICMPV6_FILTER, _filter(icmpv6_types))
             self._mobility.setblocking(False)
             self._mobility.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             self._mobility.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVDSTOPTS, 1)
@@ -91,7 +101,7 @@ class MobilitySocket:
         except OSError as error:
             self._mobility.close()
             raise KernelError(
-                f"the raw Mobility Header socket can't report marks: {error.strerror}",
+                f"the raw {self._what} socket can't report marks: {error.strerror}",
                 errno=error.errno or 0,
                 hint="SO_RCVMARK came with Linux 5.19; `dsmip-ipsec doctor` tells what is there",
             ) from error
@@ -138,7 +148,7 @@ class MobilitySocket:
         mark: int,
         flow_label: int,
     ) -> None:
-        """Send a Mobility Header through the ESP policy and by the rule for ``mark``.
+        """Send a message through the ESP policy and by the rule for ``mark``.
 
         Raises KernelError: EAGAIN or ENOENT mean that the policy found no SA.
         """
@@ -158,7 +168,7 @@ class MobilitySocket:
         care_of_address: IPv6Address | None = None,
         mark: int = 0,
     ) -> None:
-        """Send a Mobility Header through the ESP policy and over IPv6, between home address and
+        """Send a message through the ESP policy and over IPv6, between home address and
         home agent.
 
         ``care_of_address``: of the mobile node that a home agent answers: the message goes there,
@@ -188,7 +198,7 @@ class MobilitySocket:
             self._mobility.sendmsg([message], ancillary, 0, (str(destination), 0))
         except OSError as error:
             raise KernelError(
-                f"can't send a Mobility Header from {source} to {destination}: {error.strerror}",
+                f"can't send a {self._what} from {source} to {destination}: {error.strerror}",
                 errno=error.errno or 0,
                 hint="is the signalling SA up, and is the source an address of this host?",
             ) from error
@@ -211,6 +221,15 @@ class MobilitySocket:
                 routed = True
         source = IPv6Address(sender[0].partition("%")[0])
         return ReceivedMobility(source, destination, mark, message, care_of_address, routed)
+
+
+def _filter(types: Collection[int]) -> bytes:
+    """``struct icmp6_filter``: a bit set for each type that is not to be passed (RFC 3542 §3.2)."""
+    bits = bytearray(b"\xff" * 32)
+    for number in types:
+        word = memoryview(bits)[number // 32 * 4 :][:4]
+        word[:] = (_MARK.unpack(word)[0] & ~(1 << number % 32)).to_bytes(4, sys.byteorder)
+    return bytes(bits)
 
 
 def _home_address_option(header: bytes) -> IPv6Address | None:

@@ -24,9 +24,7 @@ from typing import NoReturn
 
 from dsmip_ipsec.errors import KernelError
 from dsmip_ipsec.kernel.probe_tries import TRIES, CantTry, NotThere
-
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWNET = 0x40000000
+from dsmip_ipsec.kernel.user_namespace import CLONE_NEWNET, unshare_as_root
 
 # Refusals that come from code which is built in and looked: true in a user namespace as well.
 _DEFINITE = {errno.ENOPROTOOPT}
@@ -106,12 +104,19 @@ LAB_NEEDS: tuple[tuple[str, ...], ...] = (
     ("nat_iptables", "nat_nft"),
 )
 
+# And with IPsec in the daemons. (Where netem is missing a relay of the lab's delays packets.)
+USERSPACE_LAB_NEEDS: tuple[tuple[str, ...], ...] = (
+    ("tun",),
+    ("veth",),
+    ("nat_iptables", "nat_nft"),
+)
 
-def lab_obstacles(capabilities: Capabilities) -> list[Capability]:
+
+def lab_obstacles(capabilities: Capabilities, *, ipsec_in_kernel: bool = True) -> list[Capability]:
     """What keeps labs from running on this kernel; empty: nothing does."""
     return [
         capabilities[names[0]]
-        for names in LAB_NEEDS
+        for names in (LAB_NEEDS if ipsec_in_kernel else USERSPACE_LAB_NEEDS)
         if not any(capabilities.ok(name) for name in names)
     ]
 
@@ -199,17 +204,13 @@ def _child(names: list[str], descriptor: int) -> NoReturn:
 
 def _enter_namespace() -> str:
     """Returns who we are there; raises OSError."""
-    uid, gid = os.geteuid(), os.getegid()
-    root = uid == 0
-    flags = CLONE_NEWNET if root else CLONE_NEWNET | CLONE_NEWUSER
-    if ctypes.CDLL(None, use_errno=True).unshare(flags) != 0:
+    if os.geteuid() != 0:
+        unshare_as_root(CLONE_NEWNET)
+        return "user namespace"
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-    if root:
-        return "root"
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-        Path("/proc/self", name).write_text(text)
-    return "user namespace"
+    return "root"
 
 
 def _attempt(name: str, by: str) -> Capability:

@@ -33,12 +33,12 @@ from dsmip_ipsec.kernel import translate
 from dsmip_ipsec.kernel.live_state import LINGER_S, LiveState
 from dsmip_ipsec.mobility.types import OuterAddress
 from dsmip_ipsec.xfrm import requests as verbs
-from dsmip_ipsec.xfrm.constants import Group
+from dsmip_ipsec.xfrm.constants import Group, Message
 from dsmip_ipsec.xfrm.errors import XfrmError
 from dsmip_ipsec.xfrm.exchange import Request, Result
 from dsmip_ipsec.xfrm.monitor import XfrmMonitor
 from dsmip_ipsec.xfrm.move import Move
-from dsmip_ipsec.xfrm.notifications import Mapping
+from dsmip_ipsec.xfrm.notifications import Mapping, Unread
 from dsmip_ipsec.xfrm.socket import XfrmSocket
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ MOVE_SKIP = 64
 COALESCED = 64
 # Between two attempts for a peering that something foreign is in the way of.
 TROUBLED_S = 2.0
+_PUTS_POLICY = {Verb.ADD_POLICY, Verb.UPDATE_POLICY}
 # Operations between two looks at the notifications of our own writes, which fill a buffer.
 _CHUNK = 128
 
@@ -292,11 +293,13 @@ class Reconciler:
             return
         now = asyncio.get_running_loop().time()
         try:
-            while (notification := self._monitor.receive_now()) is not None:
-                if isinstance(notification, Mapping):
-                    self._mapped(notification)
+            while (unread := self._monitor.unread_now()) is not None:
+                if isinstance(unread, Unread) and unread.message is Message.MAPPING:
+                    mapping = unread.read()
+                    if isinstance(mapping, Mapping):
+                        self._mapped(mapping)
                 else:
-                    self._live.notice(notification, now)
+                    self._live.notice(unread, now)
         except XfrmError as error:
             log.warning("listening to XFRM: %s", error)
             self._live.stale = True
@@ -311,7 +314,8 @@ class Reconciler:
         race: XfrmError | None = None
         for at in range(0, len(operations), _CHUNK):
             chunk = operations[at : at + _CHUNK]
-            for operation, result in zip(chunk, self._write(chunk), strict=True):
+            results = self._write(chunk)
+            for operation, result in zip(chunk, results, strict=True):
                 error = result.error
                 if error is None:
                     log.info("%s", operation)
@@ -325,6 +329,7 @@ class Reconciler:
                         hint="what was applied before it stands; the next run takes it from there",
                     )
             self._drain()
+            self._live.told_everything()
         return race
 
     def _write(self, operations: Sequence[Operation]) -> list[Result[Any]]:
@@ -334,8 +339,14 @@ class Reconciler:
             if moving:
                 results += self._xfrm.move_states([_move(o) for o in run])
             else:
-                results += self._xfrm.request_all([_request(o) for o in run])
+                results += self._xfrm.request_all([self._request(o) for o in run])
         return results
+
+    def _request(self, operation: Operation) -> Request[None]:
+        request = _request(operation)
+        if operation.verb in _PUTS_POLICY and isinstance(operation.subject, Policy):
+            self._live.will_be_told(operation.subject, request.payload)
+        return request
 
 
 def _move(operation: Operation) -> Move:

@@ -122,18 +122,18 @@ class Routing:
         except (NetlinkError, KernelError) as error:
             log.info("clean-up: %s", error)
 
-    async def _index(self, interface: str) -> int:
-        indices = await self._ipr.link_lookup(ifname=interface)
-        if not indices:
+    def _index(self, interface: str) -> int:
+        try:
+            return socket.if_nametoindex(interface)
+        except OSError as error:
             raise KernelError(
                 f"no interface {interface}", hint="name an interface of this namespace"
-            )
-        return int(indices[0])
+            ) from error
 
     async def signalling(self, tun: str, mark: int, mask: int) -> None:
         """Bring the TUN up and lead IPv6 packets with ``mark`` under ``mask`` into it."""
         async with _errors(f"can't set up {tun}"):
-            index = await self._index(tun)
+            index = self._index(tun)
             await self._ipr.link("set", index=index, state="up")
             await self._route(
                 "signalling",
@@ -148,12 +148,12 @@ class Routing:
     async def up(self, interface: str, mtu: int) -> None:
         """Bring an interface of ours up."""
         async with _errors(f"can't bring {interface} up"):
-            await self._ipr.link("set", index=await self._index(interface), mtu=mtu, state="up")
+            await self._ipr.link("set", index=self._index(interface), mtu=mtu, state="up")
 
     async def home_addresses(self, tun: str, addresses: list[Address]) -> None:
         """Configure the home addresses on the TUN."""
         async with _errors(f"can't configure home addresses on {tun}"):
-            index = await self._index(tun)
+            index = self._index(tun)
             for address in addresses:
                 spec: dict[str, Any] = {
                     "index": index,
@@ -170,7 +170,7 @@ class Routing:
     async def payload(self, tun: str, addresses: list[Address]) -> None:
         """Lead payload into the TUN, hence under the policies: call this when they stand."""
         async with _errors(f"can't route payload to {tun}"):
-            index = await self._index(tun)
+            index = self._index(tun)
             for address in addresses:
                 family = _family(address)
                 await self._route(
@@ -199,7 +199,7 @@ class Routing:
             if known not in wanted:
                 await self._undo(self._ipr.route("del", **self._routes.pop(known)))
         async with _errors(f"can't route to the mobile node {name}"):
-            index = await self._index(tun)
+            index = self._index(tun)
             for route, address in wanted.items():
                 await self._route(
                     route,
@@ -211,7 +211,7 @@ class Routing:
         """Make ``attachment`` usable beside the present one."""
         address = attachment.care_of_address
         async with _errors(f"can't attach to {attachment.interface}"):
-            index = await self._index(attachment.interface)
+            index = self._index(attachment.interface)
             table = ATTACHMENT_TABLES + index
             await self._route(
                 _name(attachment),
@@ -259,7 +259,7 @@ class Routing:
                     await self._route(
                         f"home agent {address}",
                         {"dst": f"{address}/{address.max_prefixlen}", "family": family,
-                         "oif": await self._index(attachment.interface),
+                         "oif": self._index(attachment.interface),
                          "gateway": str(attachment.gateway),
                          "prefsrc": str(attachment.care_of_address)},
                     )  # fmt: skip
@@ -273,14 +273,14 @@ class Routing:
             await self._route(
                 f"home agent {home_agent}",
                 {"dst": f"{home_agent}/{home_agent.max_prefixlen}",
-                 "family": _family(home_agent), "oif": await self._index(interface)},
+                 "family": _family(home_agent), "oif": self._index(interface)},
             )  # fmt: skip
 
     async def at_home(self, interface: str, addresses: Iterable[tuple[Address, int]]) -> None:
         """Configure home addresses (with their prefix lengths) on the home link, without
         duplicate address detection: the home agent has defended them until now."""
         async with _errors(f"can't configure home addresses on {interface}"):
-            index = await self._index(interface)
+            index = self._index(interface)
             for address, length in addresses:
                 away = _not_at_home(address)
                 if away in self._rules:

@@ -190,6 +190,11 @@ def _encapsulation(value: model.Encapsulation | None) -> xfrm.Encap | None:
     return None if value is None else xfrm.Encap(value.source_port, value.destination_port)
 
 
+def encapsulation_back(value: xfrm.Encap | None) -> model.Encapsulation | None:
+    """The model of the ports of ESP in UDP."""
+    return None if value is None else model.Encapsulation(value.source_port, value.destination_port)
+
+
 def move(before: model.SecurityAssociation, after: model.SecurityAssociation, skip: int) -> Move:
     """From where an SA is to the place that it is to have, leaving out ``skip`` numbers."""
     where = xfrm.StateId(before.destination, before.spi, mark=_mark(before.mark))
@@ -230,7 +235,6 @@ def state_back(value: xfrm.State) -> model.SecurityAssociation | None:
     source, destination = value.selector.source, value.selector.destination
     if source is not None and destination is not None:
         inner = model.Selector(source, destination, value.selector.protocol)
-    encap = value.encap
     return model.SecurityAssociation(
         spi=value.spi,
         source=value.source,
@@ -241,9 +245,7 @@ def state_back(value: xfrm.State) -> model.SecurityAssociation | None:
         encryption=_algorithm_back(value.encryption),
         authentication=_algorithm_back(value.authentication),
         selector=inner,
-        encapsulation=model.Encapsulation(encap.source_port, encap.destination_port)
-        if encap is not None
-        else None,
+        encapsulation=encapsulation_back(value.encap),
         replay_window=value.replay.window,
         esn=bool(value.flags & StateFlag.ESN),
         lifetime=_lifetime_back(value.lifetime),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,20 @@ from dsmip_ipsec.ike.inventory import (
 )
 from dsmip_ipsec.ike.pki import CertificateAuthority
 from dsmip_ipsec.ike.render import NodeFiles, write_node
-from dsmip_ipsec.ipsec.peering import numbered_reqids
+from dsmip_ipsec.ipsec.peering import Reqids, numbered_reqids
 from dsmip_ipsec.lab import routes
+from dsmip_ipsec.lab.configured_keys import fresh_keys
 from dsmip_ipsec.lab.spec import Lab
-from dsmip_ipsec.node.daemon_config import write_daemon_config
+from dsmip_ipsec.node.config import IpsecKind
+from dsmip_ipsec.node.daemon_config import Keys, write_daemon_config
 
 DOMAIN = "dsmip.example"  # RFC 2606 reserves it
 
 
 @dataclass(frozen=True, slots=True)
 class NodeDeployment:
-    """One node that runs charon and a daemon of ours."""
+    """One node that runs charon and a daemon of ours. With user-space IPsec there is no charon,
+    and of ``files`` none exists."""
 
     name: str
     role: str
@@ -54,10 +58,26 @@ def home_agent_name(lab: Lab) -> str:
     return agents[0]
 
 
+def reqids(lab: Lab, index: int) -> Reqids:
+    """Those of the lab's ``index``-th mobile node."""
+    return numbered_reqids(
+        index,
+        prefix_discovery=lab.mobility.prefix_discovery,
+        return_routability=lab.mobility.return_routability and not lab.data.protected,
+    )
+
+
 def deploy(
-    lab: Lab, directory: Path, *, now: datetime, export_keys: bool = False
+    lab: Lab,
+    directory: Path,
+    *,
+    now: datetime,
+    export_keys: bool = False,
+    ipsec: IpsecKind = "kernel",
 ) -> dict[str, NodeDeployment]:
     """Write the files of all nodes below ``directory``; return the nodes by name.
+
+    With ``ipsec`` "userspace" the daemons get keys, and charon gets no files.
 
     Raises ConfigError for a lab that can't be deployed.
     """
@@ -71,9 +91,12 @@ def deploy(
         )
     outer = lab.home_agents()[agent].outer_ipv4_address
     deployment = _inventory(lab, HomeAgent(f"{agent}.{DOMAIN}", ipv6, ipv4, outer_ipv4=outer), now)
-    nodes = {agent: _write(deployment, agent, None, directory, export_keys, lab)}
+    keys = fresh_keys(lab.mobile_nodes()) if ipsec == "userspace" else None
+    write = partial(_write, deployment, directory=directory, export_keys=export_keys, lab=lab)
+    nodes = {agent: write(agent, None, keys=keys)}
     for node in deployment.mobile_nodes:
-        nodes[node.name] = _write(deployment, node.name, node.name, directory, export_keys, lab)
+        own = keys and {node.name: keys[node.name]}
+        nodes[node.name] = write(node.name, node.name, keys=own)
     return nodes
 
 
@@ -86,7 +109,7 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
     nodes = []
     for index, (name, node) in enumerate(lab.mobile_nodes().items()):
         identity = f"{name}.{DOMAIN}"
-        ids = numbered_reqids(index)
+        ids = reqids(lab, index)
         nodes.append(
             MobileNode(
                 name=name,
@@ -105,12 +128,15 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
                     if isinstance(prefix, IPv6Network)
                 ),
                 data_reqid=ids.data,
+                prefix_discovery_reqid=ids.prefix_discovery,
+                return_routability_reqid=ids.return_routability,
             )
         )
     settings = IkeSettings(
         mobility=MobilityMode(lab.ike.mobility),
         protect_data=lab.data.protected,
         force_udp=lab.mobility.force_udp,
+        copy_df=lab.data.copy_df,
     )
     return Deployment(agent, tuple(nodes), settings)
 
@@ -137,23 +163,28 @@ def _write(
     deployment: Deployment,
     name: str,
     node: str | None,
+    *,
     directory: Path,
     export_keys: bool,
     lab: Lab,
+    keys: Keys | None,
 ) -> NodeDeployment:
     if node is not None and node == lab.ike.wrong_key:
         deployment = _with_wrong_key(deployment, node)
-    files = write_node(
-        deployment,
-        node,
-        directory / name,
-        interfaces=_interfaces(lab, name),
-        export_keys=export_keys,
-    )
+    if keys is None:
+        files = write_node(
+            deployment,
+            node,
+            directory / name,
+            interfaces=_interfaces(lab, name),
+            export_keys=export_keys,
+        )
+    else:
+        files = NodeFiles(directory / name, name)
     control = directory / f"{name}.sock"
     path = directory / f"{name}.toml"
     settings = _home_agent_settings(lab, name) if node is None else _mobile_node_settings(lab, node)
-    write_daemon_config(path, deployment, node, files, control, settings)
+    write_daemon_config(path, deployment, node, files, control, settings, keys)
     role = "home_agent" if node is None else "mobile_node"
     return NodeDeployment(name, role, files, path, control, node or "")
 

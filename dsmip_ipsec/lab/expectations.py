@@ -6,15 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from dsmip_ipsec.lab.expect_models import Expect
 from dsmip_ipsec.lab.pace import scaled
 from dsmip_ipsec.lab.record import (
     Binding,
     Expectation,
     Flow,
     NodeState,
+    NotApplicable,
     SecurityAssociation,
 )
-from dsmip_ipsec.lab.spec_models import Expect
 from dsmip_ipsec.wire.ip import IKE_NATT_PORT
 
 Ends = tuple[NodeState, NodeState]
@@ -76,6 +77,11 @@ def judge(expect: Expect, seen: Observation) -> tuple[Expectation, ...]:
         found += [_interruption(limit, flow) for flow in seen.flows]
     if expect.lost_max is not None:
         found += [_lost(expect.lost_max, flow) for flow in seen.flows]
+    if expect.reordered_max is not None:
+        found += [_reordered(expect.reordered_max, flow) for flow in seen.flows]
+    if expect.delay_max is not None:
+        limit = scaled(expect.delay_max.milliseconds(seen.rtt_ms))
+        found += [_delay(limit, flow) for flow in seen.flows]
     return tuple(found)
 
 
@@ -88,6 +94,13 @@ def judge_failure(words: str, said: str) -> Expectation:
         seen=said or "it succeeded",
         passed=words in said,
     )
+
+
+def not_yet(expect: Expect) -> tuple[NotApplicable, ...]:
+    """What of a step that was just done can only be judged when the lab is finished."""
+    if not expect.captured:
+        return ()
+    return (NotApplicable(name="captured", reason="judged when the lab is finished"),)
 
 
 def _changes(expect: Expect, seen: Observation) -> list[Expectation]:
@@ -302,4 +315,23 @@ def _lost(limit: int, flow: Flow) -> Expectation:
         expected=f"at most {limit} probes",
         seen=f"{flow.lost} of {flow.sent}",
         passed=flow.lost <= limit,
+    )
+
+
+def _reordered(limit: int, flow: Flow) -> Expectation:
+    return Expectation(
+        name=f"{_label(flow)} reordering",
+        expected=f"at most {limit} probes overtaken",
+        seen=f"{flow.reordered} of {flow.received}",
+        passed=flow.received > 0 and flow.reordered <= limit,
+    )
+
+
+def _delay(limit_ms: float, flow: Flow) -> Expectation:
+    longest = flow.delay_ms_max
+    return Expectation(
+        name=f"{_label(flow)} one-way delay",
+        expected=f"at most {limit_ms:.0f} ms",
+        seen="nothing arrived" if longest is None else f"{longest:.1f} ms",
+        passed=longest is not None and longest <= limit_ms,
     )

@@ -1,4 +1,4 @@
-"""UDP probe flows: what is sent, what was received, and what that says about a handover.
+"""Probe flows: what is sent, what was received, and what that says about a handover.
 
 A flow is one direction of one address family: numbered probes at fixed times. Sender and receiver
 log CLOCK_MONOTONIC, which all namespaces of a kernel share, so that one-way delays are exact.
@@ -20,6 +20,7 @@ from typing import Any, Literal
 from ..errors import LabError
 
 Direction = Literal["up", "down"]  # up: from the mobile node
+Protocol = Literal["udp", "tcp"]
 
 SCHEMA = 1
 # A probe: magic, flow's number, sequence number, time of sending in ns (CLOCK_MONOTONIC).
@@ -35,8 +36,9 @@ NS_PER_MS = 1_000_000
 class FlowSpec:
     """One flow: probes of ``size`` octets from ``source`` to ``destination``, UDP port ``port`` at
     both ends, one every ``interval_ms``. ``number`` tells flows apart on the wire, ``name`` in the
-    logs. ``node``: the mobile node. ``traffic_class``: DSCP and ECN, one octet. ``end``: the host
-    behind the mobile node at whose address the flow is ("": the mobile node's own)."""
+    logs. ``node``: the mobile node. ``traffic_class``: DSCP and ECN, one octet. ``protocol``: a
+    probe is a datagram, or a part of a TCP connection to that port. ``end``: the host behind the
+    mobile node at whose address the flow is ("": the mobile node's own)."""
 
     number: int
     name: str
@@ -48,6 +50,7 @@ class FlowSpec:
     size: int
     node: str = "mn"
     traffic_class: int = 0
+    protocol: Protocol = "udp"
     end: str = ""
 
     @property
@@ -82,6 +85,7 @@ def flows(
     node: str = "mn",
     first: int = 0,
     traffic_class: int = 0,
+    protocol: Protocol = "udp",
 ) -> list[FlowSpec]:
     """The flows between the home addresses of the mobile node ``node`` and a correspondent's
     addresses: one per family and direction, named ``mn-ipv6-up``, ``mn-ipv6-down``, … and numbered
@@ -105,6 +109,7 @@ def flows(
                     interval_ms=interval_ms,
                     size=max(size, PROBE.size),
                     traffic_class=traffic_class,
+                    protocol=protocol,
                 )
             )
     return found

@@ -20,16 +20,17 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import DsmipError
 from .flow import MAGIC, NS_PER_MS, PROBE, FlowSpec, NodeLog
+from .flow_tcp import Connection, freebind
 
-# linux/in6.h; Python has no names for these.
-_IP_FREEBIND = 15
-_IPV6_FREEBIND = 78
+# asm-generic/socket.h; Python has no name for it.
 _SO_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("qq")
 _ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size)
@@ -38,7 +39,7 @@ _ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size)
 @dataclass(slots=True)
 class _Sender:
     spec: FlowSpec
-    socket: socket.socket
+    transmit: Callable[[bytes], object]  # raises OSError where the kernel doesn't take it
     sent: list[tuple[int, int]] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
     padding: bytes = b""
@@ -47,10 +48,14 @@ class _Sender:
         now = time.monotonic_ns()
         probe = PROBE.pack(MAGIC, self.spec.number, sequence, now) + self.padding
         try:
-            self.socket.sendto(probe, (str(self.spec.destination), self.spec.port))
+            self.transmit(probe)
         except OSError:  # no address, no route, refused by policy: that's what we measure
             self.refused.append(sequence)
         self.sent.append((sequence, now))
+
+
+def _send_to(bound: socket.socket, where: tuple[str, int], probe: bytes) -> None:
+    bound.sendto(probe, where)
 
 
 def clock_offset_ns() -> int:
@@ -72,6 +77,7 @@ class FlowNode:
         self._receivers: dict[tuple[int, str], list[tuple[int, int, int]]] = {}
         self._received: dict[str, list[tuple[int, int, int]]] = {}
         self._sockets: dict[tuple[str, int], socket.socket] = {}
+        self._connections: dict[tuple[str, str], Connection] = {}
         self._stop = False
         self._dump = False
         # Arrivals are stamped by the kernel, in CLOCK_REALTIME; the two clocks differ by a
@@ -82,23 +88,31 @@ class FlowNode:
             outgoing = spec.direction == own
             address = str(spec.source if outgoing else spec.destination)
             peer = str(spec.destination if outgoing else spec.source)
-            bound = self._socket(address, spec)
+            transmit: Callable[[bytes], object]
+            if spec.protocol == "tcp":
+                transmit = self._connection(address, peer, spec, listens=own == "down").send
+            else:
+                bound = self._socket(address, spec)
+                transmit = partial(_send_to, bound, (peer, spec.port))
             if outgoing:
                 padding = bytes(max(0, spec.size - PROBE.size))
-                self._senders.append(_Sender(spec, bound, padding=padding))
+                self._senders.append(_Sender(spec, transmit, padding=padding))
             else:
                 self._received[spec.name] = self._receivers[spec.number, peer] = []
+
+    def _connection(self, local: str, remote: str, spec: FlowSpec, *, listens: bool) -> Connection:
+        if (local, remote) not in self._connections:
+            self._connections[local, remote] = Connection(
+                local, remote, spec.port, spec.size, listens=listens
+            )
+        return self._connections[local, remote]
 
     def _socket(self, address: str, spec: FlowSpec) -> socket.socket:
         if (address, spec.port) in self._sockets:
             return self._sockets[address, spec.port]
         version6 = spec.source.version == 6
         bound = socket.socket(socket.AF_INET6 if version6 else socket.AF_INET, socket.SOCK_DGRAM)
-        # The home addresses may come later than we do.
-        if version6:
-            bound.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-        else:
-            bound.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        freebind(bound)  # the home addresses may come later than we do
         bound.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         if spec.traffic_class and version6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, spec.traffic_class)
@@ -117,29 +131,35 @@ class FlowNode:
         # A signal between two looks at the flags must end the wait: select sees this pipe.
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        watched: list[Any] = [*self._sockets.values(), reader]
         interval = round(min((s.spec.interval_ms for s in self._senders), default=1000) * NS_PER_MS)
         start = time.monotonic_ns()
         sequence = 0
         print("ready", flush=True)
         while not self._stop:
+            for connection in self._connections.values():
+                connection.tick()
             wait_ns = start + sequence * interval - time.monotonic_ns()
             if wait_ns <= 0:
                 for sender in self._senders:
                     sender.send(sequence)
                 sequence = max(sequence, (time.monotonic_ns() - start) // interval) + 1
                 continue
+            watched: list[Any] = [*self._sockets.values(), reader]
+            for connection in self._connections.values():
+                watched += connection.sockets()
             readable, _, _ = select.select(watched, (), (), wait_ns / 1e9)
+            self._receive_streams()
             for source in readable:
                 if source == reader:
                     os.read(reader, 512)
-                else:
+                elif source in self._sockets.values():
                     self._receive(source)
             if self._dump:
                 self._dump = False
                 self.write()
         for bound in self._sockets.values():  # what has arrived already is part of the result
             self._receive(bound)
+        self._receive_streams()
         self.write()
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -159,12 +179,20 @@ class FlowNode:
                 if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
                     seconds, nanoseconds = _TIMESPEC.unpack(value[: _TIMESPEC.size])
                     now = min(now, seconds * 1_000_000_000 + nanoseconds - self._offset)
-            if len(data) < PROBE.size or data[:4] != MAGIC:
-                continue
-            _, number, sequence, sent_at = PROBE.unpack_from(data)
-            log = self._receivers.get((number, address[0]))
-            if log is not None:
-                log.append((sequence, sent_at, now))
+            self._log(data, address[0], now)
+
+    def _receive_streams(self) -> None:
+        for (_, remote), connection in self._connections.items():
+            for record in connection.receive():
+                self._log(record, remote, time.monotonic_ns())
+
+    def _log(self, data: bytes, remote: str, now: int) -> None:
+        if len(data) < PROBE.size or data[:4] != MAGIC:
+            return
+        _, number, sequence, sent_at = PROBE.unpack_from(data)
+        log = self._receivers.get((number, remote))
+        if log is not None:
+            log.append((sequence, sent_at, now))
 
     def write(self) -> None:
         """Write the log, whole or not at all."""

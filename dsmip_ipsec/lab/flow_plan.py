@@ -32,6 +32,7 @@ def flow_specs(lab: Lab) -> list[FlowSpec]:
             size=settings.size,
             port=settings.port,
             traffic_class=settings.traffic_class,
+            protocol=settings.protocol,
             node=name,
             first=len(found),
         )

@@ -223,7 +223,7 @@ exec 3>{machine.output} || fail {machine.output}
 while :; do echo >{machine.heartbeat}; sleep {spec.heartbeat_s}; done 3>&- &
 cd {shlex.quote(spec.cwd)} || fail {shlex.quote(spec.cwd)}
 echo "{READY_MARK}"
-setsid -w {shlex.join(words)} >&3 2>&1 3>&-
+/usr/bin/setsid -w {shlex.join(words)} >&3 2>&1 3>&-
 status=$?
 # Written data is on the host at once; this is for files that are still mapped.
 sync

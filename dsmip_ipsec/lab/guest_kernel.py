@@ -16,10 +16,13 @@ from dsmip_ipsec.kernel.probes import Capabilities, lab_obstacles, probe
 from dsmip_ipsec.lab.guest import Guest, UmlGuest, find_uml, run_in_guest, run_until_signal
 from dsmip_ipsec.lab.guest_init import GUEST_SHARE
 from dsmip_ipsec.lab.guest_qemu import QemuGuest, find_qemu_parts
+from dsmip_ipsec.node.config import IpsecKind
 
 Kernel = Literal["host", "uml", "qemu"]
 KERNEL_CHOICES = ("auto", "host", "uml", "qemu")
 _GUESTS: dict[str, type[Guest]] = {"uml": UmlGuest, "qemu": QemuGuest}
+# Tells a lab in a guest which kind that is.
+KERNEL_KIND_VARIABLE = "DSMIP_KERNEL_KIND"
 # For sentences that a user reads.
 KERNEL_TITLES = {"host": "this kernel", "uml": "User-Mode Linux", "qemu": "QEMU, a stock kernel"}
 
@@ -30,11 +33,16 @@ def guest_kind(kernel: str) -> type[Guest]:
 
 
 def choose_kernel(
-    requested: str = "auto", *, probe_host: Callable[[], Capabilities] = probe
+    requested: str = "auto",
+    *,
+    ipsec: IpsecKind = "kernel",
+    probe_host: Callable[[], Capabilities] = probe,
 ) -> Kernel:
     """The kernel to use for ``requested`` (one of KERNEL_CHOICES).
 
-    auto: the host's if we are root and it can do everything that labs need, else a guest.
+    auto: the host's if we are root and it can do everything that labs need, else a guest. With
+    ``ipsec`` "userspace" labs need less, and a user namespace makes us root enough (see
+    :func:`in_user_namespace`).
     Raises LabError if the one that was asked for, or any, can't serve.
     """
     if requested not in KERNEL_CHOICES:
@@ -47,14 +55,14 @@ def choose_kernel(
     if requested == "qemu":
         find_qemu_parts()
         return "qemu"
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and ipsec == "kernel":
         if requested == "host":
             raise LabError(
                 "labs on the host's kernel need root",
                 hint="run as root, or with --kernel uml, which needs none",
             )
     else:
-        obstacles = lab_obstacles(probe_host())
+        obstacles = lab_obstacles(probe_host(), ipsec_in_kernel=ipsec == "kernel")
         if not obstacles:
             return "host"
         if requested == "host":
@@ -65,6 +73,12 @@ def choose_kernel(
             )
     find_uml()
     return "uml"
+
+
+def in_user_namespace(kernel: Kernel) -> bool:
+    """Whether a lab on ``kernel``, as :func:`choose_kernel` chose it for us, has to enter a user
+    namespace first (:func:`dsmip_ipsec.kernel.user_namespace.enter`)."""
+    return kernel == "host" and os.geteuid() != 0
 
 
 def probe_guest(kernel: str = "uml", *, deadline_s: float = 90.0) -> Capabilities:

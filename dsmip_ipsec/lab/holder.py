@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DsmipError, LabError
+from ..node.config import IpsecKind
 from . import cleanup, spec
-from .guest_kernel import choose_kernel
+from .guest_kernel import choose_kernel, in_user_namespace
 from .held import LOG, SOCKET, Held, write_about
 from .messages import Lines, decode, encode, error_from, failure
 from .places import SESSION_S
@@ -280,7 +281,7 @@ class _Starter:
 
 def _hold(arguments: argparse.Namespace, starter: _Starter) -> None:
     declared = spec.load(arguments.lab)
-    kernel = choose_kernel(arguments.kernel)
+    kernel = choose_kernel(arguments.kernel, ipsec=arguments.ipsec)
     run = cleanup.Run.claim()
     session: LabSession | None = None
     try:
@@ -298,12 +299,13 @@ def _hold(arguments: argparse.Namespace, starter: _Starter) -> None:
             out_dir=arguments.out,
             kernel=kernel,
             export_keys=arguments.export_keys,
+            ipsec=arguments.ipsec,
             say=lambda line: starter.tell({"event": "say", "line": line}),
             work_in=work,
         )
         for pid in _children():
             run.add_process(pid, "the lab's place")
-        if kernel == "host":
+        if kernel == "host" and not in_user_namespace(kernel):
             held = replace(held, inner=session.run_id)
             write_about(held)
         asyncio.run(_serve(held, session, starter))
@@ -349,6 +351,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kernel", default="auto")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--export-keys", action="store_true")
+    parser.add_argument("--ipsec", default="kernel", choices=("kernel", "userspace"))
     arguments = parser.parse_args(argv)
     os.set_inheritable(arguments.starter, False)
     for number in _ENDING:
@@ -370,7 +373,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def start(
-    lab: Path, *, kernel: str, out: Path | None, export_keys: bool, say: Callable[[str], None]
+    lab: Path,
+    *,
+    kernel: str,
+    out: Path | None,
+    export_keys: bool,
+    say: Callable[[str], None],
+    ipsec: IpsecKind = "kernel",
 ) -> dict[str, Any]:
     """Have a holder stand ``lab`` up; returns its ``name``, ``kernel`` and ``namespaces`` when the
     lab stands. When this is interrupted the holder ends, too. Raises DsmipError."""
@@ -380,6 +389,7 @@ def start(
         *(str(theirs.fileno()), "--kernel", kernel),
         *(["--out", str(out.absolute())] if out is not None else []),
         *(["--export-keys"] if export_keys else []),
+        *("--ipsec", ipsec),
     ]
     with ours:
         with theirs:

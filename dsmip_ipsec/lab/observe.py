@@ -68,7 +68,7 @@ class NodeObserver:
         )
 
     async def associations(self) -> list[SecurityAssociation]:
-        """The node's SAD, with keys."""
+        """The SAD of the node's kernel, with keys."""
         states = await self.inside(_dump_states)
         found = [translate.state_back(state) for state in states]
         return [sa for sa in found if sa is not None]
@@ -94,14 +94,25 @@ class NodeObserver:
     async def state(self) -> record.NodeState:
         """Everything, for the record. Raises ControlError, IkeError, KernelError."""
         status = await self.status()
-        policies = await self.inside(_dump_policies)
+        sas, policies = await self._databases()
         return record.NodeState(
             attachment=status.get("attachment", ""),
             bindings=tuple(record.Binding(**binding) for binding in status["bindings"]),
-            sas=tuple(self._association(sa) for sa in await self.associations()),
-            policies=tuple(_policy(policy) for policy in policies),
-            ike=tuple(_ike(sa) for sa in await self._driver.list_sas()),
+            sas=sas,
+            policies=policies,
+            ike=await self._ike_sas(),
         )
+
+    async def _databases(
+        self,
+    ) -> tuple[tuple[record.SecurityAssociation, ...], tuple[record.Policy, ...]]:
+        """SAD and SPD."""
+        policies = await self.inside(_dump_policies)
+        sas = tuple(self._association(sa) for sa in await self.associations())
+        return sas, tuple(_policy(policy) for policy in policies)
+
+    async def _ike_sas(self) -> tuple[record.IkeSa, ...]:
+        return tuple(_ike(sa) for sa in await self._driver.list_sas())
 
     def _association(self, sa: SecurityAssociation) -> record.SecurityAssociation:
         encapsulation = sa.encapsulation
@@ -117,20 +128,71 @@ class NodeObserver:
             if encapsulation is not None
             else None,
             reqid=sa.reqid,
-            purpose=self._purpose(sa),
+            purpose=self._purpose(sa.reqid, sa.mode),
         )
 
-    def _purpose(self, sa: SecurityAssociation) -> str:
+    def _purpose(self, reqid: int, mode: Mode) -> str:
         """``data``; ``signalling``: the transport SA in use; ``origin``: an idle tunnel SA of IKE
         that a signalling SA mirrors."""
         for ids in self._reqids:
-            if sa.reqid == ids.data:
+            if reqid == ids.data:
                 return "data"
-            if sa.reqid == ids.mirror:
+            if reqid == ids.mirror:
                 return "signalling"
-            if sa.reqid == ids.signalling:
-                return "origin" if sa.mode is Mode.TUNNEL else "signalling"
+            if reqid == ids.signalling:
+                return "origin" if mode is Mode.TUNNEL else "signalling"
+            if reqid in ids:
+                return "return routability" if reqid in ids.tunnels else "prefix discovery"
         return ""
+
+
+class UserspaceObserver(NodeObserver):
+    """Looks at a node whose daemon applies ESP itself, and tells what it has. Two sources less than
+    in the kernel's case: what both ends' daemons say must still agree, and so must the packets."""
+
+    async def _ipsec(self) -> dict[str, Any]:
+        return await control.call(
+            self.node.control_socket, "ipsec", timeout_s=scaled(STATUS_TIMEOUT_S)
+        )
+
+    async def traffic(self) -> dict[str, dict[str, int]]:
+        """As in :class:`NodeObserver`."""
+        return {
+            f"0x{sa['spi']:08x} {sa['mode']}": {
+                "octets": sa["octets"],
+                "packets": sa["packets"],
+            }
+            for sa in (await self._ipsec())["associations"]
+        }
+
+    async def counters(self) -> record.Counters:
+        """The daemon's, which counts what its IPsec drops, too."""
+        return record.Counters(engine=(await self.status())["counters"])
+
+    async def _databases(
+        self,
+    ) -> tuple[tuple[record.SecurityAssociation, ...], tuple[record.Policy, ...]]:
+        found = await self._ipsec()
+        sas = tuple(
+            record.SecurityAssociation(
+                spi=sa["spi"],
+                source=sa["source"],
+                destination=sa["destination"],
+                mode=sa["mode"],
+                encapsulation=None
+                if sa["source_port"] is None
+                else record.Encapsulation(
+                    source_port=sa["source_port"], destination_port=sa["destination_port"]
+                ),
+                reqid=sa["reqid"],
+                purpose=self._purpose(sa["reqid"], Mode(sa["mode"])),
+            )
+            for sa in found["associations"]
+        )
+        return sas, tuple(record.Policy(**policy) for policy in found["policies"])
+
+    async def _ike_sas(self) -> tuple[record.IkeSa, ...]:
+        return ()
 
 
 def _dump_states() -> list[Any]:

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from ..errors import LabError
 from . import netns
 from .cleanup import Run
-from .nursery import Nursery
+from .nursery import Nursery, renice
 from .pace import scaled
 
 T = TypeVar("T")
@@ -321,7 +321,7 @@ def in_child(
     def prepare() -> None:
         if namespace is not None:
             netns.enter_descriptor(namespace)
-        os.nice(nice)
+        renice(nice)
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if terminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -17,17 +17,11 @@ import os
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
@@ -35,42 +29,24 @@ from pydantic import (
 from pydantic_core import from_json
 
 from dsmip_ipsec.errors import ConfigError, LabError
+from dsmip_ipsec.lab.record_types import Address as Address
+from dsmip_ipsec.lab.record_types import (
+    Count,
+    Milliseconds,
+    Port,
+    RelativePath,
+    Seconds,
+    Spi,
+    Utc,
+    Verdict,
+)
+from dsmip_ipsec.lab.record_types import Model as _Model
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Grows with every change of the fields below. A new field gets a default, so that older records
 stay readable; a removed field, or one with a new meaning, raises ``OLDEST_READABLE``, too."""
 
 OLDEST_READABLE = 1
-
-
-def _spi_text(value: object) -> object:
-    """Let callers hand an SPI in as the number that it is; the record writes it in hex."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0xFFFFFFFF:
-        return f"0x{value:08x}"
-    return value
-
-
-def _relative(value: str) -> str:
-    if value.startswith("/") or ".." in value.split("/"):
-        raise ValueError("a path inside the record's directory is wanted")
-    return value
-
-
-Address = IPv4Address | IPv6Address
-Utc = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
-Spi = Annotated[str, BeforeValidator(_spi_text), Field(pattern=r"^0x[0-9a-f]{8}$")]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=0)]
-Milliseconds = Annotated[float, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0)]
-RelativePath = Annotated[str, AfterValidator(_relative)]
-Verdict = Literal["passed", "failed", "error"]
-
-
-class _Model(BaseModel):
-    """Frozen, closed (no unnamed fields), and without NaN, which isn't JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Kernel(_Model):
@@ -117,17 +93,26 @@ class Settings(_Model):
     probe_interval_ms: Milliseconds = Field(
         description="Time between two probes of a flow: the resolution of interruptions."
     )
+    probe_protocol: Literal["udp", "tcp"] = Field(
+        default="udp", description="Whether probes are datagrams, or parts of TCP connections."
+    )
     ike_authentication: str = Field(default="", description="`certificate` or `psk`.")
     ike_mobility: str = Field(
         default="", description="How the IKE_SA follows a handover, such as `mobike`."
     )
     data_protected: bool = Field(default=True, description="Whether the data is in ESP.")
+    ipsec: Literal["kernel", "userspace"] = Field(
+        default="kernel", description="Who applies ESP: the kernel, or the daemons themselves."
+    )
+    delayed_by: Literal["netem", "relay"] = Field(
+        default="netem", description="What makes links slow or lossy: kernel, or a relay of ours."
+    )
 
 
 class Phase(_Model):
     """One stretch of the run outside its steps, such as booting the guest."""
 
-    name: str = Field(description="Such as `boot`, `topology`, `daemons`, `teardown`.")
+    name: str = Field(description="Such as `boot`, `topology`, `daemons`, `teardown`; see labs.md.")
     duration_s: Seconds = Field(description="How long it took.")
 
 
@@ -304,6 +289,13 @@ class Expectation(_Model):
     passed: bool = Field(description="Whether it held.")
 
 
+class NotApplicable(_Model):
+    """Something that the scenario demands and that this run couldn't judge: nothing held."""
+
+    name: str = Field(description="What would have been looked at, such as `IKE exchange`.")
+    reason: str = Field(description="Why there is nothing to judge by.")
+
+
 class StepRecord(_Model):
     """One step of the scenario."""
 
@@ -316,6 +308,9 @@ class StepRecord(_Model):
     after: dict[str, NodeState] = Field(default={}, description="State after, by node.")
     counters: dict[str, Counters] = Field(default={}, description="Counters, by node.")
     expectations: tuple[Expectation, ...] = Field(default=(), description="The step's.")
+    not_applicable: tuple[NotApplicable, ...] = Field(
+        default=(), description="Of those, what couldn't be judged: neither held nor failed."
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -409,6 +404,10 @@ class RunRecord(_Model):
         """(step name, expectation) of all; the step name is "" for those of the run."""
         pairs = [(step.name, e) for step in self.steps for e in step.expectations]
         return pairs + [("", e) for e in self.expectations]
+
+    def all_not_applicable(self) -> list[tuple[str, NotApplicable]]:
+        """(step name, what couldn't be judged) of all."""
+        return [(step.name, e) for step in self.steps for e in step.not_applicable]
 
     def write(self, path: Path) -> None:
         """Write the record as JSON (UTF-8, indented), whole or not at all.

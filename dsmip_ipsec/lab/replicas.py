@@ -11,7 +11,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_interface
 
 from ..toml_checks import Problem
 from ..toml_lines import TomlLines
-from .spec_models import Interface, Lab, MobileNode
+from .spec_models import Lab, MobileNode
+from .spec_types import Interface
 
 
 class ReplicaLines(TomlLines):

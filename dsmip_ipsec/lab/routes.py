@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Literal
 
-from .spec_models import HomeAgent, Interface, Lab, MobileNode, Nat, Router
+from .spec_models import HomeAgent, Lab, MobileNode, Nat, Router
+from .spec_types import Interface
 
 Network = IPv4Network | IPv6Network
 Family = Literal[4, 6]

@@ -7,10 +7,9 @@ import platform
 from typing import Any
 
 from dsmip_ipsec.lab import record
+from dsmip_ipsec.lab.guest_kernel import KERNEL_KIND_VARIABLE
 from dsmip_ipsec.lab.spec import Lab
 from dsmip_ipsec.lab.standing import StandingLab
-
-KERNEL_KIND_VARIABLE = "DSMIP_KERNEL_KIND"
 
 
 def kernel() -> record.Kernel:

@@ -14,18 +14,20 @@ from pathlib import Path
 
 import dsmip_ipsec
 from dsmip_ipsec.errors import DsmipError, LabError
-from dsmip_ipsec.ipsec.peering import numbered_reqids
-from dsmip_ipsec.lab import flow, record, routes, run_facts, size
-from dsmip_ipsec.lab.expectations import Ends, Observation, judge, judge_failure
+from dsmip_ipsec.lab import flow, ipsec_kind, record, routes, run_facts, size
+from dsmip_ipsec.lab.deploy import reqids
+from dsmip_ipsec.lab.expect_models import OF_FLOWS
+from dsmip_ipsec.lab.expectations import Ends, Observation, judge, judge_failure, not_yet
 from dsmip_ipsec.lab.nursery import Nursery
 from dsmip_ipsec.lab.observe import growth
 from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
-from dsmip_ipsec.lab.run_facts import KERNEL_KIND_VARIABLE as KERNEL_KIND_VARIABLE
+from dsmip_ipsec.lab.settling import Agrees, agreed
 from dsmip_ipsec.lab.spec import Expect, Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
-from dsmip_ipsec.lab.timeline import timeline
+from dsmip_ipsec.lab.timeline import measured, timeline
 from dsmip_ipsec.lab.turns import in_turns
 from dsmip_ipsec.node import control
+from dsmip_ipsec.node.config import IpsecKind
 
 # How long flows are watched after a step, for late losses and to see whether data gets through.
 WATCH_S = 0.6
@@ -56,7 +58,7 @@ class _Done:
 
 
 class Scenario:
-    """One run of ``lab``. ``say`` gets a line of progress at a time.
+    """One run of ``lab``. ``say`` gets a line of progress at a time. ``agrees``: see settling.py.
 
     :meth:`run` does the whole of it. For steps that aren't in the lab file: :meth:`begin`,
     :meth:`step` as often as wanted, :meth:`finish` always.
@@ -70,10 +72,16 @@ class Scenario:
         export_keys: bool,
         say: Callable[[str], None],
         nursery: Nursery | None = None,
+        ipsec: IpsecKind = "kernel",
+        agrees: Agrees | None = None,
     ) -> None:
         self.lab = lab
+        self._agrees = agrees
+        self.ipsec = ipsec
         self._say = say
-        self.standing = StandingLab(lab, out, export_keys=export_keys, say=say, nursery=nursery)
+        self.standing = StandingLab(
+            lab, out, export_keys=export_keys, say=say, nursery=nursery, ipsec=ipsec
+        )
         self.networks: dict[str, str] = {}  # mobile node: the link that it is on
         self._autoconfigured: dict[str, frozenset[IPv4Address | IPv6Address]] = {}
         self._nodes = tuple(lab.mobile_nodes())
@@ -122,7 +130,12 @@ class Scenario:
     async def judged(self) -> record.StepRecord:
         """The step that was carried out last, judged by what the flows have brought so far. Raises
         LabError."""
-        return self._judged(self._done[-1], await self.standing.flows_so_far())
+        return self._judged(self._done[-1], await self.standing.flows_so_far(), so_far=True)
+
+    @property
+    def steps(self) -> list[Step]:
+        """Those that were carried out."""
+        return [done.step for done in self._done]
 
     @contextmanager
     def _noting(self, step_name: str) -> Iterator[None]:
@@ -149,7 +162,7 @@ class Scenario:
             duration_s=round(time.monotonic() - self._began, 3),
             phases=tuple(self.standing.phases),
             kernel=run_facts.kernel(),
-            strongswan_version=self.standing.strongswan_version,
+            strongswan_version=self.standing.charons.version,
             settings=self._settings(),
             topology=run_facts.topology(self.lab),
             steps=steps,
@@ -186,8 +199,10 @@ class Scenario:
         watched = time.monotonic_ns()
         # The state first: proving the IKE_SA alive rekeys it, and it would show as another one.
         after = await self._settled(step.expect, nodes, before=before)
+        earlier = [(done.step.name, done.after) for done in self._done]
+        after = await agreed(earlier, step.name, after, self.states, self._agrees)
         exchanges: dict[str, dict[str, str]] = {}
-        if step.expect.ike_alive is not None:
+        if self.ipsec == "kernel" and step.expect.ike_alive is not None:
             exchanges = {node: await self._exchanges(node) for node in nodes}
         return _Done(
             step, nodes, action, started, acted, watched, before, after,
@@ -208,6 +223,7 @@ class Scenario:
             if previous is not None:  # a mobile node, which is nowhere now
                 self.standing.leave(step.restart, previous)
             return f"restart {step.restart}"
+        began = time.monotonic()
 
         async def place(node: str) -> None:
             try:
@@ -220,6 +236,8 @@ class Scenario:
                 self._say(f"{step.name}: {error.message}")
 
         await in_turns((place(node) for node in nodes), _AT_ONCE)
+        if not any(refusals.values()):
+            self.standing.bound(began)
         return "deregister" if step.network is None else f"{step.verb} to {step.network}"
 
     async def _place(self, step: Step, node: str) -> None:
@@ -257,9 +275,8 @@ class Scenario:
     ) -> dict[str, record.NodeState]:
         """The states once they are as expected, or as they are when time is up."""
         deadline = time.monotonic() + scaled(size.settle_s(within_s, len(nodes)))
-        expect = expect.model_copy(
-            update=dict.fromkeys(("data", "interruption_max", "lost_max", "ike_alive"))
-        )
+        expect = expect.model_copy(update=dict.fromkeys((*OF_FLOWS, "ike_alive")))
+        expect, _ = ipsec_kind.applicable(expect, self.ipsec)
         while True:
             states = await self.states()
             found = [
@@ -279,10 +296,11 @@ class Scenario:
     ) -> list[record.Expectation]:
         """Judge expectations between steps, once they hold or time is up; the flows by what they
         bring in ``WATCH_S`` seconds from then. Raises DsmipError."""
+        ipsec_kind.check_expect(expect, self.ipsec)
         states = await self._settled(expect, nodes, within_s)
         series: Sequence[flow.Series] = ()
         start = end = time.monotonic_ns()
-        if (expect.data, expect.interruption_max, expect.lost_max) != (None, None, None):
+        if any(getattr(expect, name) is not None for name in OF_FLOWS):
             await asyncio.sleep(scaled(WATCH_S))
             end = time.monotonic_ns()
             series = await self.standing.flows_so_far()
@@ -344,7 +362,7 @@ class Scenario:
     def _share(self, agent: record.NodeState, node: str) -> record.NodeState:
         """What of the home agent's state belongs to one mobile node."""
         declared = self.lab.mobile_nodes()[node]
-        ids = numbered_reqids(self._nodes.index(node))
+        ids = reqids(self.lab, self._nodes.index(node))
         addresses = {str(declared.home_address), str(declared.ipv4_home_address)}
         return agent.model_copy(
             update={
@@ -368,9 +386,13 @@ class Scenario:
             return list(found)
         return [e.model_copy(update={"name": f"{node}: {e.name}"}) for e in found]
 
-    def _judged(self, done: _Done, series: Sequence[flow.Series]) -> record.StepRecord:
+    def _judged(
+        self, done: _Done, series: Sequence[flow.Series], *, so_far: bool = False
+    ) -> record.StepRecord:
         flows = self._measure(series, done.started_ns, done.watched_ns)
         expectations: list[record.Expectation] = []
+        expect, not_applicable = ipsec_kind.applicable(done.step.expect, self.ipsec)
+        not_applicable += not_yet(done.step.expect) if so_far else ()
         # Without the flows (the run ended early) what depends on them can't be judged.
         for node in done.nodes if series else ():
             seen = self._observation(
@@ -386,7 +408,7 @@ class Scenario:
                 expectations += self._named(
                     node, done.nodes, [judge_failure(done.step.fails, done.refusals[node])]
                 )
-            expectations += self._named(node, done.nodes, judge(done.step.expect, seen))
+            expectations += self._named(node, done.nodes, judge(expect, seen))
         return record.StepRecord(
             name=done.step.name,
             action=done.action,
@@ -397,6 +419,7 @@ class Scenario:
             after=done.after,
             counters=done.counters,
             expectations=tuple(expectations),
+            not_applicable=not_applicable,
         )
 
     def _measure(
@@ -410,30 +433,7 @@ class Scenario:
         for one in series:
             if node not in (None, one.flow.node):
                 continue
-            numbers = flow.analyse(one, start_ns, end_ns)
-            gap = numbers.interruption_ms
-            rtt_ms = self._rtt_ms(one.flow.node)
-            found.append(
-                record.Flow(
-                    node=one.flow.node,
-                    family=one.flow.family,
-                    direction=one.flow.direction,
-                    sent=numbers.sent,
-                    received=numbers.received,
-                    lost=numbers.lost,
-                    duplicates=numbers.duplicates,
-                    reordered=numbers.reordered,
-                    refused=numbers.refused,
-                    outage_ms=round(numbers.outage_ms, 2),
-                    sender_stall_ms=round(numbers.sender_stall_ms, 2),
-                    delay_ms_min=numbers.delay_ms_min,
-                    delay_ms_max=numbers.delay_ms_max,
-                    interruption_ms=None if gap is None else round(gap, 2),
-                    interruption_rtts=round(gap / rtt_ms, 3)
-                    if gap is not None and rtt_ms
-                    else None,
-                )
-            )
+            found.append(measured(one, start_ns, end_ns, self._rtt_ms(one.flow.node)))
         return found
 
     def _overall(self) -> tuple[record.Expectation, ...]:
@@ -479,7 +479,10 @@ class Scenario:
             one_way_delay_ms=rtt_ms / 2,
             rtt_ms=rtt_ms,
             probe_interval_ms=probe_interval_ms(self.lab.flow.interval_ms),
-            ike_authentication=self.lab.ike.auth,
-            ike_mobility=self.lab.ike.mobility,
+            probe_protocol=self.lab.flow.protocol,
+            ike_authentication=self.lab.ike.auth if self.ipsec == "kernel" else "",
+            ike_mobility=self.lab.ike.mobility if self.ipsec == "kernel" else "",
             data_protected=self.lab.data.protected,
+            ipsec=self.ipsec,
+            delayed_by="relay" if self.standing.topology.relayed else "netem",
         )

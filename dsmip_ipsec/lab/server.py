@@ -17,12 +17,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ConfigError, DsmipError, LabError
-from . import spec_checks
+from . import ipsec_kind, spec_checks
+from .expect_models import Expect
 from .guest_stream import Acknowledged, write_all
 from .messages import Lines, encode, failure
 from .record import RunRecord
 from .scenario import Scenario
-from .spec_models import Expect, Step
+from .spec_models import Step
 from .terminals import Terminals
 
 EXEC_S = 30.0
@@ -166,6 +167,7 @@ class LabServer:
         placed = dict(scenario.networks)
         for _, reason, hint in spec_checks.check_step(scenario.lab, step, (), placed):
             raise ConfigError(reason, hint=hint)
+        ipsec_kind.check_step(scenario.lab, step, scenario.ipsec)
         await scenario.step(step)
         return (await scenario.judged()).model_dump(mode="json")
 
@@ -183,8 +185,11 @@ class LabServer:
         node = request.get("node")
         if node is not None and node not in known:
             raise _no_such("mobile node", node, known)
+        expect = Expect.model_validate(request["expect"])
+        if expect.captured:
+            raise ConfigError("'captured' is for steps", hint="put it into one")
         found = await scenario.check(
-            Expect.model_validate(request["expect"]),
+            expect,
             known if node is None else (node,),
             float(request.get("within_s", 3.0)),
         )

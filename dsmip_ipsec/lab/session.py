@@ -27,13 +27,13 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from ..errors import ConfigError, DsmipError, LabError
-from . import cleanup, record, size, spec
+from ..node.config import IpsecKind
+from . import cleanup, ipsec_kind, record, size, spec
 from .guest import collect_share
-from .guest_kernel import choose_kernel
+from .guest_kernel import KERNEL_KIND_VARIABLE, Kernel, choose_kernel, in_user_namespace
 from .library import find_lab
 from .messages import Lines, encode, error_from
 from .places import SESSION_S, Place, place_for
-from .scenario import KERNEL_KIND_VARIABLE
 
 # From nothing to a lab that stands, the guest's boot included: on a busy machine, and for many
 # mobile nodes.
@@ -95,6 +95,7 @@ class LabSession:
         export_keys: bool = False,
         say: Callable[[str], None] = lambda line: None,
         work_in: Path | None = None,
+        ipsec: IpsecKind = "kernel",
     ) -> LabSession:
         """Stand a lab up and return when it stands.
 
@@ -102,13 +103,14 @@ class LabSession:
         record.json, captures and logs (made when missing; without it, a temporary one, which
         goes with the session unless ``keep``). ``kernel``: auto, host, uml or qemu.
         ``export_keys``: leave the keys of all SAs in ``out_dir/wireshark``. ``say`` gets lines of
-        progress.
+        progress. ``ipsec``: kernel, or userspace: the daemons apply ESP, with keys of this session.
         """
         if isinstance(lab, spec.Lab):
             raise ConfigError("a lab's file is wanted", hint="give the path of a TOML file")
         path = find_lab(str(lab))
         declared = spec.load(path)
-        chosen = choose_kernel(kernel)
+        ipsec_kind.check(declared, ipsec)
+        chosen = choose_kernel(kernel, ipsec=ipsec)
         work = Path(tempfile.mkdtemp(prefix="dsmip-lab-", dir=work_in))
         work.chmod(0o711)  # a guest's user must reach its share below
         made: LabSession | None = None
@@ -123,7 +125,7 @@ class LabSession:
             (place.share / "lab.toml").write_text(spec.flat(path), encoding="utf-8")
             made = cls(declared, out, work, say=say)
             made._temporary = out_dir is None and not keep
-            made._begin(place, chosen, export_keys)
+            made._begin(place, chosen, export_keys, ipsec)
         except OSError as error:
             _give_up(made, work)
             raise LabError(
@@ -254,12 +256,14 @@ class LabSession:
 
     # The other side -------------------------------------------------------------------------------
 
-    def _begin(self, place: Place, kernel: str, export_keys: bool) -> None:
+    def _begin(self, place: Place, kernel: Kernel, export_keys: bool, ipsec: IpsecKind) -> None:
         self._place, self._on_host = place, kernel == "host"
         argv = [
             *(sys.executable, "-m", _SERVER),
             *(str(place.seen_at / "lab.toml"), str(place.seen_at / "out")),
             *(["--export-keys"] if export_keys else []),
+            *("--ipsec", ipsec),
+            *(["--user-namespace"] if in_user_namespace(kernel) else []),
         ]
         limit_s = (START_S + size.ready_s(len(self.lab.mobile_nodes()))) * place.pace
         started = threading.Event()

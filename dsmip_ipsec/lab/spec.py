@@ -13,15 +13,14 @@ from .. import toml_checks
 from ..errors import ConfigError
 from ..toml_lines import TomlLines
 from . import extends, replicas, spec_checks
+from .expect_models import Captured, Expect, Limit
 from .spec_models import (
     CorrespondentNode,
     Data,
-    Expect,
     Flow,
     HomeAgent,
     Ike,
     Lab,
-    Limit,
     Link,
     MobileNode,
     Mobility,
@@ -31,6 +30,7 @@ from .spec_models import (
 )
 
 __all__ = [
+    "Captured",
     "CorrespondentNode",
     "Data",
     "Expect",

@@ -273,6 +273,7 @@ def check_step(
     """What is wrong with a step of one verb, done when the mobile nodes are on the links
     ``placed``, which is brought up to date."""
     mobiles = lab.mobile_nodes()
+    yield from _check_captured(lab, step, loc)
     if step.fails is not None and step.verb not in ("attach", "move", "deregister"):
         yield (
             (*loc, "fails"),
@@ -288,6 +289,17 @@ def check_step(
     else:
         for node in lab.step_nodes(step):
             yield from _check_network(lab, step, node, loc, placed)
+
+
+def _check_captured(lab: Lab, step: Step, loc: tuple[str | int, ...]) -> Iterator[Problem]:
+    for index, wanted in enumerate(step.expect.captured or ()):
+        here = (*loc, "expect", "captured", index)
+        links = lab.links if lab.capture.links is None else lab.capture.links
+        if wanted.link not in links:
+            yield (*here, "link"), *_unknown("link that is captured", wanted.link, links)
+        elif wanted.node not in lab.links[wanted.link].ends:
+            ends = lab.links[wanted.link].ends
+            yield (*here, "node"), *_unknown(f"end of '{wanted.link}'", wanted.node, ends)
 
 
 def _check_fault(

@@ -8,75 +8,23 @@ routes are derived (:mod:`dsmip_ipsec.lab.routes`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv6Address,
-    IPv6Interface,
-    ip_address,
-    ip_interface,
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from .expect_models import Expect
+from .spec_types import (
+    Addresses,
+    Filtering,
+    Interface,
+    IPv4Text,
+    IPv6Text,
+    LinkName,
+    NodeName,
+    Table,
+    as_tuple,
 )
-from typing import Annotated, Any, Literal, Self, get_args
-
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    StringConstraints,
-    model_validator,
-)
-
-# Field types ---------------------------------------------------------------------------------
-
-# A link's name is its interfaces' name in every node: IFNAMSIZ leaves 15 characters.
-LinkName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,14}$")]
-NodeName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
-# RFC 4787 §5.
-Filtering = Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Address = IPv4Address | IPv6Address
-Interface = IPv4Interface | IPv6Interface
-
-
-def _interface(value: object) -> Interface:
-    if not isinstance(value, str) or "/" not in value:
-        raise ValueError("should be an address with its prefix length, such as '192.0.2.1/24'")
-    try:
-        return ip_interface(value)
-    except ValueError as error:
-        raise ValueError(f"should be an address with its prefix length: {error}") from None
-
-
-def _address(version: Literal[4, 6]) -> Any:
-    def parse(value: object) -> Address:
-        try:
-            address = ip_address(value) if isinstance(value, str) else None
-        except ValueError:
-            address = None
-        if address is None or address.version != version:
-            raise ValueError(f"should be an IPv{version} address without a prefix length")
-        return address
-
-    return parse
-
-
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-InterfaceText = Annotated[Interface, PlainValidator(_interface)]
-Addresses = Annotated[tuple[InterfaceText, ...], BeforeValidator(_tuple)]
-IPv4Text = Annotated[IPv4Address, PlainValidator(_address(4))]
-IPv6Text = Annotated[IPv6Address, PlainValidator(_address(6))]
-
-
-class Table(BaseModel):
-    """Base of all tables: strict types, no unknown keys, immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
 
 # [lab], [nodes.*], [links.*] -----------------------------------------------------------------
 
@@ -98,7 +46,7 @@ class MobileNode(Table):
     role: Literal["mobile_node"]
     home_address: IPv6Text
     ipv4_home_address: IPv4Text | None = None
-    mobile_networks: Annotated[tuple[LinkName, ...], BeforeValidator(_tuple)] = ()
+    mobile_networks: Annotated[tuple[LinkName, ...], BeforeValidator(as_tuple)] = ()
     count: Annotated[int, Field(ge=1, le=200)] = 1
 
 
@@ -156,7 +104,7 @@ class Nat(Table):
     filtering: Filtering = "address-and-port-dependent"
     udp_timeout_s: Annotated[int, Field(ge=1)] | None = None
     forward_ports: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=65535)], ...], BeforeValidator(_tuple)
+        tuple[Annotated[int, Field(ge=1, le=65535)], ...], BeforeValidator(as_tuple)
     ] = ()
     forward_to: NodeName | None = None
 
@@ -227,7 +175,9 @@ class Mobility(Table):
     flag (RFC 5555 §3.1.3). ``nat_refresh_time_s``: between two binding updates that keep a NAT's
     mapping alive, as the home agent asks for it (RFC 5555 §4.3). ``handover_timeout_s``: after
     which a mobile node gives a handover up. ``detect_movement``: mobile nodes find out where they
-    are by themselves; a step that moves one changes the links' carrier and tells it nothing."""
+    are by themselves; a step that moves one changes the links' carrier and tells it nothing.
+    ``prefix_discovery``, ``return_routability``: SAs of their own for what RFC 4877 §4.3 and §4.2
+    protect, the latter where payload isn't protected."""
 
     lifetime_s: Annotated[int, Field(ge=4, le=4 * 65535)] = 600
     key_mobility: bool = False
@@ -235,6 +185,8 @@ class Mobility(Table):
     nat_refresh_time_s: Annotated[int, Field(ge=1)] = 110
     handover_timeout_s: Annotated[float, Field(ge=1, le=20)] = 15.0
     detect_movement: bool = False
+    prefix_discovery: bool = False
+    return_routability: bool = False
 
 
 class Ike(Table):
@@ -249,83 +201,50 @@ class Ike(Table):
 
 
 class Data(Table):
-    """[data]: ``protected``: payload goes through ESP tunnels (RFC 5555 §5.2.2)."""
+    """[data]: ``protected``: payload goes through ESP tunnels (RFC 5555 §5.2.2). ``copy_df``: their
+    outer IPv4 headers have the DF bit of what is inside (RFC 4301 §8.1)."""
 
     protected: bool = True
+    copy_df: bool = True
 
 
 class Flow(Table):
-    """[flow]: UDP probes between each home address and the correspondent, both ways each. A mobile
+    """[flow]: probes between each home address and the correspondent, both ways each. A mobile
     router's IPv6 probes are those of the first host on its mobile networks, where there is one.
 
-    ``interval_ms``: between two probes of one direction. ``size``: UDP payload in octets.
+    ``protocol``: each is a UDP datagram, or they are what a TCP connection carries, which the
+    mobile node makes. ``interval_ms``: between two probes of one direction. ``size``: in octets.
     ``correspondent``: needed when there is more than one. ``nodes``: mobile nodes that have flows;
     the first one when absent. ``families``: of the home addresses that are used.
     ``traffic_class``: DSCP and ECN of the probes, as one octet (RFC 2474, RFC 3168).
     """
 
-    families: Annotated[tuple[Literal["ipv4", "ipv6"], ...], BeforeValidator(_tuple)] = (
+    families: Annotated[tuple[Literal["ipv4", "ipv6"], ...], BeforeValidator(as_tuple)] = (
         "ipv4",
         "ipv6",
     )
-    nodes: Annotated[tuple[NodeName, ...], BeforeValidator(_tuple)] = ()
+    nodes: Annotated[tuple[NodeName, ...], BeforeValidator(as_tuple)] = ()
     interval_ms: Annotated[float, Field(ge=1, le=1000)] = 5.0
     size: Annotated[int, Field(ge=32, le=1400)] = 64
     port: Annotated[int, Field(ge=1, le=65535)] = 7777
     correspondent: NodeName | None = None
     traffic_class: Annotated[int, Field(ge=0, le=255)] = 0
+    protocol: Literal["udp", "tcp"] = "udp"
+
+    @model_validator(mode="after")
+    def _class_of_datagrams(self) -> Self:
+        if self.traffic_class and self.protocol == "tcp":
+            raise ValueError("should not have a 'traffic_class' with TCP, which has its own ECN")
+        return self
 
 
 class Capture(Table):
     """[capture]: ``links``: those that are captured, each at all of its ends; all when absent."""
 
-    links: Annotated[tuple[LinkName, ...], BeforeValidator(_tuple)] | None = None
+    links: Annotated[tuple[LinkName, ...], BeforeValidator(as_tuple)] | None = None
 
 
 # [[steps]] -----------------------------------------------------------------------------------
-
-
-class Limit(Table):
-    """A time of ``rtts`` round trips (mobile node to home agent) plus ``ms`` milliseconds."""
-
-    rtts: NotNegative = 0.0
-    ms: NotNegative = 0.0
-
-    def milliseconds(self, rtt_ms: float) -> float:
-        """The limit in milliseconds where a round trip takes ``rtt_ms``."""
-        return self.rtts * rtt_ms + self.ms
-
-
-class Expect(Table):
-    """What must hold after a step. A key that is absent is not judged.
-
-    ``binding``: home agent and mobile node hold a binding for the care-of address of the network
-    that the node is in (``false``: neither holds any). ``care_of_family``: of that care-of address,
-    where a network has both. ``nat_detected``, ``udp_encapsulation``: of that binding, and the
-    latter of ESP, too. ``esp_in_udp``: of ESP alone. ``ike_alive``: an exchange succeeds in each
-    direction. ``sad_consistent``:
-    both ends hold the same SAs. ``security_associations``, ``policies``: how many of ours each
-    end holds. ``data``: every flow delivers (``false``: none does). ``interruption_max``: of each
-    flow. ``lost_max``: probes of each flow. ``same_ike_sa``: each end has the IKE_SA that it had
-    before the step. ``signalling_port_changed``, ``esp_port_changed``: whether the home agent sees
-    the mobile node's UDP port of DSMIPv6, or of its data SAs, changed by the step.
-    """
-
-    binding: bool | None = None
-    care_of_family: Literal["ipv4", "ipv6"] | None = None
-    nat_detected: bool | None = None
-    udp_encapsulation: bool | None = None
-    esp_in_udp: bool | None = None
-    ike_alive: bool | None = None
-    sad_consistent: bool | None = None
-    security_associations: Annotated[int, Field(ge=0)] | None = None
-    policies: Annotated[int, Field(ge=0)] | None = None
-    data: bool | None = None
-    interruption_max: Limit | None = None
-    lost_max: Annotated[int, Field(ge=0)] | None = None
-    same_ike_sa: bool | None = None
-    signalling_port_changed: bool | None = None
-    esp_port_changed: bool | None = None
 
 
 class Block(Table):
@@ -440,7 +359,7 @@ class Lab(Table):
     data: Data = Data()
     flow: Flow = Flow()
     capture: Capture = Capture()
-    steps: Annotated[tuple[Step, ...], BeforeValidator(_tuple)] = ()
+    steps: Annotated[tuple[Step, ...], BeforeValidator(as_tuple)] = ()
 
     def mobile_nodes(self) -> dict[str, MobileNode]:
         """Mobile nodes by name, in the file's order."""

@@ -15,16 +15,13 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
-from dsmip_ipsec.errors import DsmipError, IkeError, LabError
-from dsmip_ipsec.ike import charon
+from dsmip_ipsec.errors import DsmipError, LabError
 from dsmip_ipsec.ike.keylog import IkeKeys
-from dsmip_ipsec.ike.render import ipv6_connection
-from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ipsec.model import SecurityAssociation
-from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.lab import (
     flow,
     flow_plan,
+    ipsec_kind,
     keys,
     nat,
     netns,
@@ -34,32 +31,36 @@ from dsmip_ipsec.lab import (
     size,
 )
 from dsmip_ipsec.lab.capture import CaptureFile, Captures
+from dsmip_ipsec.lab.charons import Charons
 from dsmip_ipsec.lab.cleanup import Run
 from dsmip_ipsec.lab.commands import start_command
-from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name
+from dsmip_ipsec.lab.configured_keys import configured
+from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name, reqids
 from dsmip_ipsec.lab.nursery import Nursery
-from dsmip_ipsec.lab.observe import NodeObserver, addresses_of
+from dsmip_ipsec.lab.observe import NodeObserver, UserspaceObserver, addresses_of
 from dsmip_ipsec.lab.pace import scaled
 from dsmip_ipsec.lab.processes import Processes
+from dsmip_ipsec.lab.readiness import POLL_S, READY_S, until_answer
+from dsmip_ipsec.lab.relay import Relay, relayed_links
 from dsmip_ipsec.lab.routes import LinkAttachment
 from dsmip_ipsec.lab.services import services
 from dsmip_ipsec.lab.spec import Lab
+from dsmip_ipsec.lab.spec_checks import SWITCH_NODE
 from dsmip_ipsec.lab.spec_models import Block, Rebind, Step
 from dsmip_ipsec.lab.topology import Topology
 from dsmip_ipsec.node import control
-
-READY_S = 20.0
+from dsmip_ipsec.node.config import IpsecKind
 
 # All nodes share a CPU (a guest kernel has just one). What is measured comes before what measures.
 _FIRST = -10
-_POLL_S = 0.02
 
 
 class StandingLab:
     """Builds a lab on this kernel and takes it down. Use :meth:`up` and, always, :meth:`down`.
 
     ``out`` receives ``captures/`` and ``logs/``; secrets stay below the run's own directory, which
-    goes with the run. Needs root on a kernel with ESP.
+    goes with the run. Needs root on a kernel with ESP; with ``ipsec`` "userspace" the kernel may
+    be without. Raises ConfigError for a lab that can't be had so.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class StandingLab:
         export_keys: bool,
         say: Callable[[str], None],
         nursery: Nursery | None = None,
+        ipsec: IpsecKind = "kernel",
     ) -> None:
+        ipsec_kind.check(lab, ipsec)
         self.lab = lab
         self.out = out
         self.phases: list[record.Phase] = []
@@ -79,16 +82,26 @@ class StandingLab:
         self.captures: list[CaptureFile] = []
         self.ike_keys: tuple[IkeKeys, ...] = ()
         self.ended: dict[str, int] = {}
-        self.strongswan_version = ""
-        self._export_keys = export_keys
+        self.ipsec = ipsec
+        self._logs = out / "logs"
+        # tshark needs them, too, for what it shall find within ESP.
+        self._export_keys = export_keys or any(step.expect.captured for step in lab.steps)
         self._say = say
         self.run = Run.claim()
-        self.topology = Topology(lab, self.run)
+        self.topology = Topology(lab, self.run, relayed=relayed_links(lab))
         self.processes = Processes(self.run, nursery)
         if nursery is not None:
             self.run.add_process(nursery.pid, "nursery")
+        self.charons = Charons(self.topology, self.processes, self._logs, nice=_FIRST)
+        self._relay = Relay(
+            lab,
+            self.topology.relay_ports(),
+            work=self.run.directory,
+            log=self._logs / "relay.log",
+        )
         self._indices = rtnl.indices(list(lab.links))
         self._recorder: keys.KeyRecorder | None = None
+        self._configured: tuple[SecurityAssociation, ...] = ()
         self._capturing: Captures | None = None
         self._flows = flow_plan.flow_specs(lab)
         self.agent = home_agent_name(lab)
@@ -97,23 +110,32 @@ class StandingLab:
 
     async def up(self) -> None:
         """Build everything; returns when nodes, captures and flows run. Raises DsmipError."""
-        for directory in (self.out / "captures", self.out / "logs"):
+        for directory in (self.out / "captures", self._logs):
             directory.mkdir(parents=True, exist_ok=True)
         await self._phase("topology", asyncio.to_thread(self.topology.up))
+        if self.topology.relayed:
+            self._say(f"no netem here: a relay delays {', '.join(sorted(self.topology.relayed))}")
+            switch = self.topology.namespace(SWITCH_NODE)
+            await self._phase("relay", self._relay.start(self.processes, switch, nice=_FIRST))
         self.nodes = deploy(
             self.lab,
             self.run.directory,
             now=datetime.now(UTC),
             export_keys=self._export_keys,
+            ipsec=self.ipsec,
         )
-        ids = tuple(numbered_reqids(index) for index in range(len(self.lab.mobile_nodes())))
+        look_at = NodeObserver if self.ipsec == "kernel" else UserspaceObserver
+        ids = tuple(reqids(self.lab, index) for index in range(len(self.lab.mobile_nodes())))
         for name, node in self.nodes.items():
-            self.observers[name] = NodeObserver(node, self.topology.namespace(name), ids)
-        if self._export_keys:
+            self.observers[name] = look_at(node, self.topology.namespace(name), ids)
+        if self._export_keys and self.ipsec == "userspace":
+            self._configured = configured(self.nodes[self.agent].daemon_config)
+        elif self._export_keys:
             self._recorder = keys.KeyRecorder(map(self.topology.namespace, self.nodes))
             self._recorder.open()
         await self._phase("captures", self._start_captures())
-        await self._phase("charon", self._start_charons())
+        if self.ipsec == "kernel":
+            await self._phase("charon", self._start_charons())
         if any(link.router_advertisements or link.dhcp for link in self.lab.links.values()):
             await self._phase("services", self._start_services())
         await self._phase("daemons", self._start_daemons())
@@ -151,13 +173,19 @@ class StandingLab:
                 if what in self.processes:
                     self.ended[what] = await self.processes.stop(what)
                 with suppress(OSError):
-                    shutil.copyfile(node.files.log_file, self.out / "logs" / f"{name}-charon.log")
+                    shutil.copyfile(node.files.log_file, self._logs / f"{name}-charon.log")
         await self.processes.stop_all()
 
     @property
     def associations(self) -> tuple[SecurityAssociation, ...]:
         """Every SA that lived during the run, with keys (only when keys are exported)."""
-        return self._recorder.associations if self._recorder is not None else ()
+        return self._recorder.associations if self._recorder is not None else self._configured
+
+    def bound(self, began: float) -> None:
+        """Mobile nodes have been bound since ``began``: with the first of them the lab stands."""
+        if all(phase.name != "bindings" for phase in self.phases):
+            took = round(time.monotonic() - began, 3)
+            self.phases.append(record.Phase(name="bindings", duration_s=took))
 
     async def _phase(self, name: str, work: Any) -> None:
         started = time.monotonic()
@@ -175,46 +203,28 @@ class StandingLab:
             ports,
             self.out / "captures",
             work=self.run.directory,
-            log=self.out / "logs" / "capture.log",
+            log=self._logs / "capture.log",
         )
         await self._capturing.start(self.processes)
 
     async def _start_charons(self) -> None:
         for node in self.nodes.values():
-            self._start_charon(node)
+            self.charons.start(node)
         for node in self.nodes.values():
-            await self._load_charon(node)
-
-    def _start_charon(self, node: NodeDeployment) -> None:
-        charon.prepare(node.files)
-        self.processes.start(
-            f"charon of {node.name}",
-            [charon.program()],
-            nice=_FIRST,
-            log=self.out / "logs" / f"{node.name}-charon.out",
-            namespace=self.topology.namespace(node.name),
-            environment=charon.environment(node.files),
-        )
-
-    async def _load_charon(self, node: NodeDeployment) -> None:
-        driver = ViciDriver(node.files.vici_socket)
-        self.strongswan_version = await self._until(
-            driver.version, f"charon of {node.name}", node.files.vici_socket
-        )
-        await driver.load_all(node.files)
+            await self.charons.load(node)
 
     async def _start_daemons(self) -> None:
         for node in self.nodes.values():
             self._start_daemon(node)
-        for name, observer in self.observers.items():
-            await self._until(observer.status, f"daemon of {name}", self.nodes[name].control_socket)
+        for name in self.observers:
+            await self._until_answer(name)
 
     def _start_daemon(self, node: NodeDeployment) -> None:
         self.processes.start_module(
             f"daemon of {node.name}",
             "dsmip_ipsec.cli.main",
             ["ha" if node.role == "home_agent" else "mn", "--config", str(node.daemon_config)],
-            log=self.out / "logs" / f"{node.name}-daemon.log",
+            log=self._logs / f"{node.name}-daemon.log",
             namespace=self.topology.namespace(node.name),
             nice=_FIRST,
         )
@@ -224,30 +234,15 @@ class StandingLab:
             self.processes.start(
                 each.name,
                 each.argv,
-                log=self.out / "logs" / each.log,
+                log=self._logs / each.log,
                 namespace=self.topology.namespace(each.node),
                 environment=each.environment,
             )
 
-    async def _until(self, ask: Callable[[], Any], what: str, socket: Path) -> Any:
-        """Ask at ``socket`` until there is an answer. Raises LabError when it
-        takes too long."""
-        last: DsmipError | None = None
-        limit_s = scaled(size.ready_s(len(self.lab.mobile_nodes())))
-        try:
-            async with asyncio.timeout(limit_s):
-                while True:
-                    try:
-                        if socket.exists():  # cheaper than to be refused
-                            return await ask()
-                    except (IkeError, control.ControlError) as error:
-                        last = error
-                    await asyncio.sleep(_POLL_S)
-        except TimeoutError as error:
-            raise LabError(
-                f"{what} isn't ready after {limit_s:g} s: {last}",
-                hint=f"read its log in {self.out / 'logs'}",
-            ) from error
+    async def _until_answer(self, name: str) -> None:
+        limit_s = size.ready_s(len(self.lab.mobile_nodes()))
+        what = f"daemon of {name}"
+        await until_answer(self.observers[name].status, what, self._logs, limit_s=limit_s)
 
     # Flows ------------------------------------------------------------------------------------
 
@@ -263,7 +258,7 @@ class StandingLab:
                 f"flows of {node}",
                 "dsmip_ipsec.lab.flow_main",
                 [str(plan), str(self._log(node))],
-                log=self.out / "logs" / f"{node}-flows.log",
+                log=self._logs / f"{node}-flows.log",
                 namespace=self.topology.namespace(node),
             )
         for node in ends:
@@ -291,7 +286,7 @@ class StandingLab:
             self.processes.check()
             if time.monotonic() > deadline:
                 raise LabError("the flows don't tell what they saw", hint="read their logs")
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(POLL_S)
         return self._series(ends)
 
     def _series(self, nodes: Iterable[str]) -> list[flow.Series]:
@@ -336,7 +331,7 @@ class StandingLab:
             here = [address for address in care_of if any(address in p for p in prefixes)]
             if status["attachment"] == link and here and await self._payload_follows(node, here[0]):
                 return
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(POLL_S)
 
     async def _payload_follows(self, node: str, care_of_address: IPv4Address | IPv6Address) -> bool:
         """Whether both ends send payload by tunnels of that care-of address, if by ESP at all."""
@@ -367,10 +362,10 @@ class StandingLab:
         node = self.nodes[name]
         await self.processes.stop(f"daemon of {name}", first=signal.SIGKILL)
         await self.processes.stop(f"charon of {name}", first=signal.SIGKILL)
-        self._start_charon(node)
-        await self._load_charon(node)
+        self.charons.start(node)
+        await self.charons.load(node)
         self._start_daemon(node)
-        await self._until(self.observers[name].status, f"daemon of {name}", node.control_socket)
+        await self._until_answer(name)
 
     async def fault(self, step: Step) -> str | None:
         """Do what a step does to the lab itself rather than to a mobile node, and say what; None:
@@ -388,7 +383,10 @@ class StandingLab:
             await self._in_namespace(step.congest, nat.congest)
             return f"congest {step.congest}"
         if step.impair is not None:
-            await asyncio.to_thread(self.topology.impair, step.impair)
+            if step.impair.link in self.topology.relayed:
+                await self._relay.impair(self.processes, step.impair)
+            else:
+                await asyncio.to_thread(self.topology.impair, step.impair)
             return f"impair {step.impair}"
         if step.wait_s is not None:
             await asyncio.sleep(step.wait_s)
@@ -448,19 +446,7 @@ class StandingLab:
     async def exchange(self, node: str, mobile_node: str) -> str:
         """An IKE exchange of ``mobile_node`` and its home agent, begun by the charon of ``node``:
         "" or what went wrong."""
-        connection = self.nodes[mobile_node].connection
-        driver = ViciDriver(self.nodes[node].files.vici_socket)
-        try:
-            if (
-                node == mobile_node
-            ):  # which family its IKE_SA began with is in the name it has there
-                other = ipv6_connection(connection)
-                if any(sa.name == other for sa in await driver.list_sas()):
-                    connection = other
-            await driver.probe_exchange(connection)
-        except IkeError as error:
-            return error.message
-        return ""
+        return await self.charons.exchange(self.nodes, node, mobile_node)
 
     async def execute(
         self,
@@ -479,7 +465,7 @@ class StandingLab:
         return process
 
     def _collect_logs(self) -> None:
-        for path in (self.out / "logs").iterdir():
+        for path in (self._logs).iterdir():
             if path.stat().st_size == 0:
                 path.unlink()
 

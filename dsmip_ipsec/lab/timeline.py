@@ -47,3 +47,26 @@ def timeline(series: flow.Series, node: str, origin_ns: int) -> record.FlowTimel
         lost=tuple(lost),
         wait_ms=tuple(wait),
     )
+
+
+def measured(series: flow.Series, start_ns: int, end_ns: int, rtt_ms: float) -> record.Flow:
+    """What happened to a flow in a window (CLOCK_MONOTONIC), as a step has it."""
+    numbers = flow.analyse(series, start_ns, end_ns)
+    gap = numbers.interruption_ms
+    return record.Flow(
+        node=series.flow.node,
+        family=series.flow.family,
+        direction=series.flow.direction,
+        sent=numbers.sent,
+        received=numbers.received,
+        lost=numbers.lost,
+        duplicates=numbers.duplicates,
+        reordered=numbers.reordered,
+        refused=numbers.refused,
+        outage_ms=round(numbers.outage_ms, 2),
+        sender_stall_ms=round(numbers.sender_stall_ms, 2),
+        delay_ms_min=numbers.delay_ms_min,
+        delay_ms_max=numbers.delay_ms_max,
+        interruption_ms=None if gap is None else round(gap, 2),
+        interruption_rtts=round(gap / rtt_ms, 3) if gap is not None and rtt_ms else None,
+    )

@@ -66,11 +66,15 @@ class Topology:
 
     :meth:`up` builds them. Taking them away is :meth:`dsmip_ipsec.lab.cleanup.Run.finish`'s: it
     knows of every namespace before it is made.
+
+    ``relayed``: links whose ends meet in the switch's namespace without being joined there: a relay
+    (:mod:`dsmip_ipsec.lab.relay`) carries and impairs what they send, instead of the kernel.
     """
 
-    def __init__(self, lab: Lab, run: Run) -> None:
+    def __init__(self, lab: Lab, run: Run, *, relayed: frozenset[str] = frozenset()) -> None:
         self.lab = lab
         self.run = run
+        self.relayed = relayed
         self._indices = rtnl.indices(list(lab.links))
 
     def namespace(self, node: str) -> str:
@@ -84,6 +88,10 @@ class Topology:
             for name, link in self.lab.links.items()
             for node in link.ends
         ]
+
+    def relay_ports(self) -> dict[str, list[str]]:
+        """Of each relayed link, its interfaces in the switch's namespace."""
+        return {name: [f"port{port}" for port in self._switch_ports(name)] for name in self.relayed}
 
     def attachment(self, node: str, link: str) -> LinkAttachment:
         """What the mobile node ``node`` is given on ``link``: interface, addresses, gateways."""
@@ -124,7 +132,7 @@ class Topology:
         with suppress(OSError):
             socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
         nodes = list(self.lab.nodes)
-        if any(_is_switched(link) for link in self.lab.links.values()):
+        if any(map(self._is_switched, self.lab.links)):
             nodes.append(SWITCH_NODE)
         for node in nodes:
             self.run.add_namespace(self.namespace(node))
@@ -168,20 +176,27 @@ class Topology:
         batch = rtnl.Batch()
         for name, link in self.lab.links.items():
             index, ends = self._indices[name], list(link.ends)
-            if not _is_switched(link):
+            if not self._is_switched(name):
                 if node == ends[0]:
                     batch.veth(name, index, name, index, descriptors[self.namespace(ends[1])])
             elif node == SWITCH_NODE:
                 # A link with a single end needs no bridge: its wire ends nowhere, but it has a
                 # carrier, and what is sent on it can be seen. (A dummy interface would do as
                 # well, where the kernel has it.)
-                bridged = {"IFLA_MASTER": index} if len(ends) > 1 else {}
+                bridged = {"IFLA_MASTER": index} if self._is_bridged(name) else {}
                 if bridged:
                     batch.bridge(name, index)
                 for port, end in zip(self._switch_ports(name), ends, strict=True):
                     there = descriptors[self.namespace(end)]
                     batch.veth(f"port{port}", port, name, index, there, **bridged)
         return batch
+
+    def _is_switched(self, link: str) -> bool:
+        """Whether the link's ends meet in the switch's namespace rather than in one another."""
+        return link in self.relayed or len(self.lab.links[link].ends) != 2
+
+    def _is_bridged(self, link: str) -> bool:
+        return link not in self.relayed and len(self.lab.links[link].ends) > 1
 
     def _switch_ports(self, link: str) -> range:
         """Interface numbers of the switch's ports for ``link``, one for each of its ends."""
@@ -203,7 +218,7 @@ class Topology:
                 _write(f"ipv6/conf/{name}/disable_ipv6", "1")
             if link.mtu is not None:
                 batch.set_link(index, mtu=link.mtu)
-            if link.impairs():
+            if link.impairs() and name not in self.relayed:
                 batch.netem(index, link)
             if mobile and link.router_advertisements:
                 for key, value in _HOST_SETTINGS.items():
@@ -227,8 +242,8 @@ class Topology:
     def _bring_up_switch(self) -> None:
         batch = rtnl.Batch()
         for name, link in self.lab.links.items():
-            if _is_switched(link):
-                bridge = [self._indices[name]] if len(link.ends) > 1 else []
+            if self._is_switched(name):
+                bridge = [self._indices[name]] if self._is_bridged(name) else []
                 for port in [*self._switch_ports(name), *bridge]:
                     if link.mtu is not None:
                         batch.set_link(port, mtu=link.mtu)
@@ -266,11 +281,6 @@ def _starts_up(lab: Lab, node: str, link: str) -> bool:
     if not isinstance(lab.nodes[node], MobileNode):
         return lab.links[link].up
     return not routes.is_home(lab, node, link)
-
-
-def _is_switched(link: Link) -> bool:
-    """Whether the link's ends meet in the switch's namespace rather than in one another."""
-    return len(link.ends) != 2
 
 
 def _has_ipv6(link: Link) -> bool:

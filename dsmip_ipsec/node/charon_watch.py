@@ -71,6 +71,13 @@ class CharonWatch:
                 await task
         self._tasks = []
 
+    def forget(self, gone: Collection[int]) -> None:
+        """charon has deleted the CHILD_SAs with these SPIs, as their IKE_SA is gone for certain:
+        what the kernel still has of them needn't be suspected first."""
+        self._suspects |= frozenset(gone)
+        self.retired |= frozenset(gone)
+        self._changed()
+
     async def _listen(self) -> None:
         missing = False
         while True:

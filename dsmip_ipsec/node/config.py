@@ -30,14 +30,24 @@ class IkeSection(_Section):
     """How to reach charon, and what its configuration calls things.
 
     ``connection`` leads to the home agent's IPv4 address, ``ipv6_connection`` to its IPv6 one;
-    they differ in that only. Without the latter, IKE begins over IPv4 alone.
+    they differ in that only. Without one of them, IKE begins over the other family alone.
     """
 
     vici_socket: Path
-    connection: str
+    connection: str = ""
     ipv6_connection: str = ""
     timeout_s: float = Field(default=15.0, gt=0)
     mobility_mode: MobilityMode = MobilityMode.MOBIKE
+
+    @model_validator(mode="after")
+    def _some_connection(self) -> IkeSection:
+        if not self.connection and not self.ipv6_connection:
+            raise ValueError("connection or ipv6_connection has to be named")
+        return self
+
+    def connection_from(self, care_of_address: IPv4Address | IPv6Address) -> str:
+        """The one that begins at such a care-of address; "": there is none."""
+        return self.connection if care_of_address.version == 4 else self.ipv6_connection
 
 
 class HomeAgentIkeSection(_Section):
@@ -52,6 +62,8 @@ class HomeAgentIkeSection(_Section):
 class PeerSection(_Section):
     """One mobile node as both ends describe it. ``associations``: for user-space IPsec only.
 
+    ``prefix_discovery_reqid`` and ``return_routability_reqid``: of SAs of their own for what RFC
+    4877 §4.3 and §4.2 protect, the latter where payload isn't protected; 0: IKE makes none.
     ``mobile_network_prefixes``: of the networks behind it, if it is a mobile router (RFC 3963);
     the home agent permits these and no others.
     """
@@ -62,6 +74,8 @@ class PeerSection(_Section):
     signalling_reqid: int = Field(ge=1, le=0xFFFFFFFF)
     mirror_reqid: int = Field(ge=1, le=0xFFFFFFFF)
     data_reqid: int = Field(ge=1, le=0xFFFFFFFF)
+    prefix_discovery_reqid: int = Field(default=0, ge=0, le=0xFFFFFFFF)
+    return_routability_reqid: int = Field(default=0, ge=0, le=0xFFFFFFFF)
     associations: tuple[AssociationSection, ...] = Field(default=(), repr=False)
 
 
@@ -170,6 +184,18 @@ class HomeAgentConfig(_Section):
 
 
 def _check_keys(ipsec: IpsecKind, nodes: tuple[PeerSection, ...], *, protect_data: bool) -> None:
+    others = {
+        "prefix_discovery_reqid": any(node.prefix_discovery_reqid for node in nodes),
+        "return_routability_reqid": any(node.return_routability_reqid for node in nodes),
+    }
+    for name in others:
+        if ipsec == "userspace" and others[name]:
+            raise ValueError(f'"{name}" belongs to ipsec = "kernel"')
+    if protect_data and others["return_routability_reqid"]:
+        raise ValueError(
+            '"return_routability_reqid" belongs to protect_data = false: else HoTI and HoT are '
+            "payload (RFC 4877 §6.4)"
+        )
     if ipsec == "userspace" and not protect_data:
         raise ValueError('protect_data = false needs ipsec = "kernel"')
     if ipsec == "kernel" and any(node.associations for node in nodes):
@@ -199,7 +225,13 @@ def _peering(
         ipv4_home_address=node.ipv4_home_address,
         home_agent=agent.home_agent,
         home_agent_ipv4=agent.home_agent_ipv4,
-        reqids=Reqids(node.signalling_reqid, node.mirror_reqid, node.data_reqid),
+        reqids=Reqids(
+            node.signalling_reqid,
+            node.mirror_reqid,
+            node.data_reqid,
+            node.prefix_discovery_reqid,
+            node.return_routability_reqid,
+        ),
         home_agent_behind_nat=agent.behind_nat,
         protect_data=protect,
         moves_associations=moves,

@@ -22,9 +22,11 @@ from dsmip_ipsec.mobility.types import (
     BindingChanged,
     ChangeReason,
     Event,
+    IcmpPacket,
     MobilityPacket,
     OuterAddress,
     Output,
+    SendIcmp,
     SendMobility,
     SendTunnelled,
 )
@@ -46,6 +48,7 @@ class Engine(Protocol):
     @property
     def counters(self) -> Mapping[str, int]: ...
     def handle(self, packet: MobilityPacket, now: float) -> list[Output]: ...
+    def handle_icmp(self, packet: IcmpPacket, now: float) -> list[Output]: ...
     def next_deadline(self) -> float | None: ...
 
 
@@ -68,11 +71,13 @@ class EngineDaemon(ABC):
         self._path: SignallingPath | UserspacePath
         self._reconciler: Reconciler | UserspaceReconciler
         if userspace is None:
+            discovery = any(ids.prefix_discovery for ids in reqids)
             self._path = SignallingPath(
                 random_bits=secrets.randbits,
                 accepts=self._accepts,
                 on_message=self._on_message,
                 kernel_headers=kernel_headers,
+                on_icmp=self._on_icmp if discovery else None,
             )
             self._reconciler = Reconciler(self._desired, reqids, self._esp_heard)
         else:
@@ -150,12 +155,14 @@ class EngineDaemon(ABC):
         assert isinstance(self._path, SignallingPath), "checked with the configuration"
         self._plain = PlainData(wanted, self._path, self._routing, home_agent=home_agent)
 
-    def _send(self, output: SendMobility) -> None:
+    def _send(self, output: SendMobility | SendIcmp) -> None:
         self._path.send(output)
 
     def _also(self, output: Output) -> None:
         """Do what only this role's engine asks for."""
-        if isinstance(output, SendTunnelled) and isinstance(self._path, SignallingPath):
+        if isinstance(output, SendIcmp):
+            self._send(output)
+        elif isinstance(output, SendTunnelled) and isinstance(self._path, SignallingPath):
             self._path.send_tunnelled(output)
         else:
             log.info("left undone: %s", output)
@@ -176,7 +183,14 @@ class EngineDaemon(ABC):
     def _describe(self) -> dict[str, Any]:
         """The role's part of the status."""
 
+    def _own_counters(self) -> Mapping[str, int]:
+        """The role's own part of the status' counters."""
+        return {}
+
     # The pump ------------------------------------------------------------------------------------
+
+    def _on_icmp(self, packet: IcmpPacket) -> None:
+        self._carry_out(self._common_engine.handle_icmp(packet, self._now()))
 
     def _on_message(self, packet: MobilityPacket) -> None:
         self._carry_out(self._common_engine.handle(packet, self._now()))
@@ -209,4 +223,5 @@ class EngineDaemon(ABC):
         counters = {**self._common_engine.counters, **self._path.counters}
         if self._plain is not None:
             counters |= self._plain.counters
+        counters |= self._own_counters()
         return {**self._describe(), "counters": counters}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from dsmip_ipsec.ike.private_files import replace_file
 from dsmip_ipsec.ike.render import NodeFiles, ipv6_connection
 from dsmip_ipsec.node.config import HomeAgentConfig, MobileNodeConfig
 
+Keys = Mapping[str, Sequence[Mapping[str, Any]]]
+"""The ``associations`` sections of each mobile node, by its name, for user-space IPsec."""
+
 
 def daemon_config(
     deployment: Deployment,
@@ -22,16 +25,22 @@ def daemon_config(
     files: NodeFiles,
     control_socket: Path,
     settings: Mapping[str, Any],
+    keys: Keys | None = None,
 ) -> dict[str, Any]:
     """The configuration of the home agent's daemon (``node`` None) or of a mobile node's.
 
     :param settings: further keys of it, such as ``lifetime_s``.
+    :param keys: IPsec is the daemon's own, with these, and there is no IKE.
     :raises ConfigError: the daemon wouldn't take it.
     """
     ike: dict[str, Any] = {
         "vici_socket": str(files.vici_socket),
         "mobility_mode": deployment.settings.mobility.value,
     }
+
+    def peer(mn: MobileNode) -> dict[str, Any]:
+        return _peer(mn) if keys is None else {**_peer(mn), "associations": [*keys[mn.name]]}
+
     agent = deployment.home_agent
     document: dict[str, Any] = {
         "control_socket": str(control_socket),
@@ -48,13 +57,20 @@ def daemon_config(
     model: type[HomeAgentConfig | MobileNodeConfig]
     if node is None:
         model = HomeAgentConfig
-        document |= {"ike": ike, "mobile_nodes": [_peer(mn) for mn in deployment.mobile_nodes]}
+        document |= {"ike": ike, "mobile_nodes": [peer(mn) for mn in deployment.mobile_nodes]}
     else:
         model = MobileNodeConfig
         document |= {
-            "ike": {**ike, "connection": node, "ipv6_connection": ipv6_connection(node)},
-            "mobile_node": _peer(deployment.mobile_node(node)),
+            "ike": {
+                **ike,
+                **({"connection": node} if agent.over_ipv4 else {}),
+                **({"ipv6_connection": ipv6_connection(node)} if agent.over_ipv6 else {}),
+            },
+            "mobile_node": peer(deployment.mobile_node(node)),
         }
+    if keys is not None:
+        del document["ike"]
+        document["ipsec"] = "userspace"
     try:
         model.model_validate(document)
     except ValidationError as error:
@@ -73,11 +89,12 @@ def write_daemon_config(
     files: NodeFiles,
     control_socket: Path,
     settings: Mapping[str, Any],
+    keys: Keys | None = None,
 ) -> None:
-    """Write what :func:`daemon_config` makes. :raises ConfigError: as that, or it can't be
-    written."""
-    document = daemon_config(deployment, node, files, control_socket, settings)
-    replace_file(path, tomli_w.dumps(document).encode(), 0o644)
+    """Write what :func:`daemon_config` makes, for its owner only where it holds keys. :raises
+    ConfigError: as that, or it can't be written."""
+    document = daemon_config(deployment, node, files, control_socket, settings, keys)
+    replace_file(path, tomli_w.dumps(document).encode(), 0o644 if keys is None else 0o600)
 
 
 def _peer(mn: MobileNode) -> dict[str, Any]:
@@ -93,4 +110,12 @@ def _peer(mn: MobileNode) -> dict[str, Any]:
         "signalling_reqid": mn.signalling_reqid,
         "mirror_reqid": mn.mirror_reqid,
         "data_reqid": mn.data_reqid,
+        **{
+            name: reqid
+            for name, reqid in (
+                ("prefix_discovery_reqid", mn.prefix_discovery_reqid),
+                ("return_routability_reqid", mn.return_routability_reqid),
+            )
+            if reqid
+        },
     }

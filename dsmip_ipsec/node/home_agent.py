@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Address
 from typing import Any
@@ -18,7 +19,16 @@ from dsmip_ipsec.mobility.home_agent import HomeAgent
 from dsmip_ipsec.mobility.home_agent_config import HomeAgentConfig as EngineConfig
 from dsmip_ipsec.mobility.home_agent_config import Subscriber
 from dsmip_ipsec.mobility.home_link_types import DetectDuplicateAddress, HomeLinkChanged
-from dsmip_ipsec.mobility.types import Binding, BindingChanged, OuterAddress, Output, SendMobility
+from dsmip_ipsec.mobility.types import (
+    Binding,
+    BindingChanged,
+    OuterAddress,
+    Output,
+    SendIcmp,
+    SendMobility,
+)
+from dsmip_ipsec.node.abandoned_ike import AbandonedIkeSas
+from dsmip_ipsec.node.address_discovery import HomeAgentAnswers
 from dsmip_ipsec.node.charon_watch import CharonWatch, discard
 from dsmip_ipsec.node.config import HomeAgentConfig
 from dsmip_ipsec.node.configured_sas import associations
@@ -27,6 +37,7 @@ from dsmip_ipsec.node.describe import binding_dict
 from dsmip_ipsec.node.home_link import HomeLink
 from dsmip_ipsec.node.native import kernel_headers
 from dsmip_ipsec.node.plain_data import PlainData, plain_state
+from dsmip_ipsec.node.refusals import Refusals
 from dsmip_ipsec.node.userspace_ipsec import UserspaceIpsec
 from dsmip_ipsec.userspace.engine import Mapping
 
@@ -61,7 +72,17 @@ class HomeAgentDaemon(EngineDaemon):
                 home_prefixes=config.home_prefixes,
                 duplicate_address_detection=config.detects_duplicates,
                 key_mobility=config.ike.mobility_mode is MobilityMode.K_BIT,
-            )
+                # They need SAs of their own (RFC 4877 §4.2).
+                prefix_advertisements=any(
+                    peering.reqids.prefix_discovery for peering in self._peerings.values()
+                ),
+            ),
+            secrets.randbits,
+        )
+        self._answers = HomeAgentAnswers(
+            config.home_prefixes,
+            config.home_link or None,
+            lambda packet: self._carry_out(self._engine.handle_icmp(packet, self._now())),
         )
         self._home_link = HomeLink(
             config.home_link or None,
@@ -70,6 +91,7 @@ class HomeAgentDaemon(EngineDaemon):
             lambda home_address, duplicate: self._carry_out(
                 self._engine.duplicate_address_result(home_address, duplicate, self._now())
             ),
+            lambda advertisement: self._engine.router_advertisement(advertisement, self._now()),
         )
         self._bindings: dict[IPv6Address, Binding] = {}
         self._by_reqids = {peering.reqids: peering for peering in self._peerings.values()}
@@ -99,28 +121,39 @@ class HomeAgentDaemon(EngineDaemon):
         )
         if not config.protect_data:
             self._leave_payload_plain(self._payload_wanted, home_agent=True)
-        self._negotiable = {
-            reqid for ids in self._by_reqids for reqid in (ids.signalling, ids.data)
-        }
+        self._negotiable = {reqid for ids in self._by_reqids for reqid in ids.negotiated}
         self._watch: CharonWatch | None = None
+        self._abandoned: AbandonedIkeSas | None = None
+        self._refusals: Refusals | None = None
         if config.ike.vici_socket is not None:
+            driver = ViciDriver(config.ike.vici_socket)
+            self._abandoned = AbandonedIkeSas(driver, map(_needed, self._peerings.values()))
+            self._refusals = Refusals(config.ike.vici_socket)
             self._watch = CharonWatch(
-                ViciDriver(config.ike.vici_socket),
+                driver,
                 associations=lambda: self._reconciler.associations,
                 reqids=self._negotiable,
                 changed=self._reconciler.trigger,
+                events=self._abandoned.heard,
+                there=self._abandoned.charon_is_there,
             )
 
     async def stop(self) -> None:
         """Take everything down: no policy, mirror, route or rule of ours is left."""
         if self._watch is not None:
             await self._watch.stop()
+        if self._abandoned is not None:
+            await self._abandoned.stop()
+        if self._refusals is not None:
+            await self._refusals.stop()
         self._bindings.clear()
         self._home_link.close()
+        self._answers.close()
         await super().stop()
 
     async def _set_up(self) -> None:
         self._home_link.open()
+        self._answers.open()
         self._path.bind(self._config.home_agent.home_agent_ipv4)
         if self._watch is not None and self._config.ike.vici_socket is not None:
             # The mobile nodes hear of it, come back and register: we know none of their bindings.
@@ -128,6 +161,8 @@ class HomeAgentDaemon(EngineDaemon):
                 ViciDriver(self._config.ike.vici_socket), self._negotiable, timeout=PEERS_S
             )
             self._watch.start()
+        if self._refusals is not None:
+            self._refusals.start()
 
     def _desired(self, ids: Reqids, negotiated: Iterable[SecurityAssociation]) -> DesiredState:
         peering = self._by_reqids[ids]
@@ -152,8 +187,13 @@ class HomeAgentDaemon(EngineDaemon):
             (self._peerings[home], binding) for home, binding in self._bindings.items()
         )
 
-    def _send(self, output: SendMobility) -> None:
+    def _send(self, output: SendMobility | SendIcmp) -> None:
         on_link = output.remote is None and output.type2_routing is None
+        peering = self._peerings.get(output.destination)
+        unbound = peering is not None and peering.home_address not in self._bindings
+        if on_link and peering is not None and unbound and self._abandoned is not None:
+            # The answer to a binding update from the home link (RFC 6275 §11.5.5).
+            self._abandoned.returned_home(peering.reqids.negotiated)
         if self._plain is None or not on_link:
             super()._send(output)
             return
@@ -162,7 +202,7 @@ class HomeAgentDaemon(EngineDaemon):
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _send_settled(self, plain: PlainData, output: SendMobility) -> None:
+    async def _send_settled(self, plain: PlainData, output: SendMobility | SendIcmp) -> None:
         await plain.settled()
         super()._send(output)
 
@@ -179,6 +219,8 @@ class HomeAgentDaemon(EngineDaemon):
             self._home_link.change(output)
         elif isinstance(output, DetectDuplicateAddress):
             self._home_link.detect(output)
+        elif isinstance(output, SendIcmp) and not output.protected:
+            self._answers.send(output)
         else:
             super()._also(output)
 
@@ -226,7 +268,20 @@ class HomeAgentDaemon(EngineDaemon):
             self._reconciler.trigger(peering)
 
     def _describe(self) -> dict[str, Any]:
-        return {"bindings": [binding_dict(binding) for binding in self._bindings.values()]}
+        refused = self._refusals.describe() if self._refusals is not None else []
+        return {
+            "bindings": [binding_dict(binding) for binding in self._bindings.values()],
+            "refused": refused,
+        }
+
+    def _own_counters(self) -> dict[str, int]:
+        return {**self._home_link.counters, **self._answers.counters}
+
+
+def _needed(peering: Peering) -> tuple[int, ...]:
+    """Reqids of the CHILD_SAs without which an IKE_SA is of no use."""
+    data = (peering.reqids.data,) if peering.protect_data else ()
+    return (peering.reqids.signalling, *data)
 
 
 def _interface(peering: Peering) -> IPv4Interface | None:

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from dsmip_ipsec.errors import KernelError, WireError
 from dsmip_ipsec.kernel.home_link import HomeLinkTables
 from dsmip_ipsec.kernel.link_socket import LinkSocket
+from dsmip_ipsec.mobility.home_agents_list import HomeAgentAdvertisement
 from dsmip_ipsec.mobility.home_link import proxy_advertisement
 from dsmip_ipsec.mobility.home_link_types import (
     DetectDuplicateAddress,
@@ -19,11 +20,13 @@ from dsmip_ipsec.mobility.home_link_types import (
     ProxyNeighbour,
 )
 from dsmip_ipsec.wire import neighbour
+from dsmip_ipsec.wire.icmp6 import PrefixInformation
 from dsmip_ipsec.wire.neighbour import (
     ALL_NODES,
     UNSPECIFIED,
     NeighborAdvertisement,
     NeighborSolicitation,
+    RouterAdvertisementHeard,
     multicast_link_address,
 )
 
@@ -38,7 +41,8 @@ class HomeLink:
     """``interface``: the home link, None without one: then there are only routes to see to.
 
     ``own``: this node's own address on it, the source of advertisements (RFC 6275 §10.4.1).
-    ``detected`` hears what came of a :class:`DetectDuplicateAddress`.
+    ``detected`` hears what came of a :class:`DetectDuplicateAddress`, ``advertised`` what router
+    advertisements say of home agents on the link.
     """
 
     def __init__(
@@ -47,11 +51,13 @@ class HomeLink:
         tun: str,
         own: IPv6Address,
         detected: Callable[[IPv6Address, bool], None],
+        advertised: Callable[[HomeAgentAdvertisement], None],
     ) -> None:
         self._interface = interface
         self._tun = tun
         self._own = own
         self._detected = detected
+        self._advertised = advertised
         self._tables: HomeLinkTables | None = None
         self._link: LinkSocket | None = None
         self._tests: dict[IPv6Address, tuple[DetectDuplicateAddress, asyncio.TimerHandle]] = {}
@@ -168,6 +174,8 @@ class HomeLink:
             elif isinstance(heard, NeighborSolicitation) and heard.source == UNSPECIFIED:
                 # Somebody else is about to take the same address (RFC 4862 §5.4.3).
                 self._claimed(heard.target)
+            elif isinstance(heard, RouterAdvertisementHeard):
+                self._advertised(_advertisement(heard))
 
     def _claimed(self, address: IPv6Address) -> None:
         for home_address, (wanted, timer) in list(self._tests.items()):
@@ -176,6 +184,30 @@ class HomeLink:
                 del self._tests[home_address]
                 self.counters["home_link.duplicates"] += 1
                 self._detected(home_address, True)
+
+
+def _advertisement(heard: RouterAdvertisementHeard) -> HomeAgentAdvertisement:
+    return HomeAgentAdvertisement(
+        heard.source,
+        heard.home_agent,
+        heard.lifetime,
+        tuple(
+            PrefixInformation(
+                each.prefix.prefixlen,
+                each.router,
+                each.valid_lifetime,
+                each.valid_lifetime,  # the preferred one doesn't matter for the list
+                each.on_link,
+                each.autonomous,
+                router_address=True,
+            )
+            for each in heard.prefixes
+            if each.router is not None
+        ),
+        heard.preference,
+        heard.home_agent_lifetime,
+        heard.mobile_routers,
+    )
 
 
 def _host(address: IPv4Address | IPv6Address) -> IPv4Network | IPv6Network:

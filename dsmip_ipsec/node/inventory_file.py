@@ -20,8 +20,16 @@ from dsmip_ipsec.toml_lines import TomlLines
 
 KIND = toml_checks.Kind(InventoryFile, "an inventory", "docs/render.md")
 HOME_AGENT = "ha"  # the home agent's directory and file names
+CA, SECRETS = "ca", "secrets"  # directories beside the nodes'
 
 _CHANGE = "change one of them"
+_UNICAST = "name a unicast address that others can reach"
+
+# Reserved (RFC 1122 §3.2.1.3, RFC 1112 §4), or no IPv6 host's (RFC 4291 §2.5.5).
+_NOBODYS: dict[int, tuple[IPv4Network | IPv6Network, ...]] = {
+    4: (IPv4Network("0.0.0.0/8"), IPv4Network("240.0.0.0/4")),
+    6: (IPv6Network("::/96"), IPv6Network("::ffff:0:0/96")),
+}
 
 _Home = tuple[IPv6Address, IPv4Address | None]
 
@@ -106,6 +114,17 @@ def _free(
     return iter(()) if pool is None else (host for host in pool.hosts() if host not in taken)
 
 
+def _usable(address: IPv6Address | IPv4Address) -> bool:
+    """A unicast address that isn't for one host or one link alone."""
+    return not (
+        address.is_multicast
+        or address.is_unspecified
+        or address.is_loopback
+        or address.is_link_local
+        or any(address in network for network in _NOBODYS[address.version])
+    )
+
+
 def _check(file: InventoryFile, homes: dict[str, _Home]) -> Iterator[Problem]:
     agent = file.home_agent
     if not isinstance(agent.credentials, X509):
@@ -117,10 +136,25 @@ def _check(file: InventoryFile, homes: dict[str, _Home]) -> Iterator[Problem]:
     identities = {agent.identity.lower(): HOME_AGENT}
     eap: dict[str, str] = {}
     addresses: dict[object, str] = {agent.ipv6: HOME_AGENT, agent.ipv4: HOME_AGENT}
+    if agent.outer_ipv4 is not None:
+        addresses[agent.outer_ipv4] = HOME_AGENT
+    for key in ("ipv6", "ipv4", "outer_ipv4"):
+        if (address := getattr(agent, key)) is not None and not _usable(address):
+            # 0.0.0.0 and :: would even mean "any" to charon.
+            yield ("home_agent", key), f"{address} can't be a home agent's address", _UNICAST
+    if agent.outer_ipv4 == agent.ipv4:
+        yield (
+            ("home_agent", "outer_ipv4"),
+            "outer_ipv4 is ipv4",
+            "leave it out, unless a NAPT stands before the home agent",
+        )
+    taken = {HOME_AGENT: "the home agent's", CA: "the CA's", SECRETS: "the secrets'"}
     for name, node in file.mobile_nodes.items():
         loc = ("mobile_nodes", name)
-        if name == HOME_AGENT:
-            yield loc, f"'{name}' is the home agent's directory", "choose another name"
+        if name in taken:
+            yield loc, f"'{name}' is {taken[name]} directory", "choose another name"
+        if name == "include":
+            yield loc, "'include' is strongSwan's word for another file", "choose another name"
         owner = identities.setdefault(node.identity.lower(), name)
         if owner != name:
             yield (*loc, "identity"), f"{owner} and {name} have the same identity", _CHANGE
@@ -143,8 +177,8 @@ def _check(file: InventoryFile, homes: dict[str, _Home]) -> Iterator[Problem]:
                     f"{owner} and {name} have the same address {address}",
                     "change one",
                 )
-            elif address.is_multicast or address.is_unspecified or address.is_loopback:
-                yield (*loc, key), f"{address} can't be a home address", "name a unicast address"
+            elif not _usable(address):
+                yield (*loc, key), f"{address} can't be a home address", _UNICAST
     for name in file.overrides:
         if name != HOME_AGENT and name not in file.mobile_nodes:
             known = ", ".join((HOME_AGENT, *file.mobile_nodes))

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from dsmip_ipsec.errors import ConfigError
-from dsmip_ipsec.ike import quoting
+from dsmip_ipsec.ike import proposals, quoting
 from dsmip_ipsec.ike.inventory import IkeOver, IkeSettings, MobilityMode, Revocation
 from dsmip_ipsec.ike.pki import KeyType
 
@@ -23,8 +23,12 @@ def _identity(value: str) -> str:
     return _refused(lambda: quoting.identity(value, "the identity"))
 
 
-def _proposal(value: str) -> str:
-    return _refused(lambda: quoting.proposal(value, "the proposal"))
+def _ike_proposal(value: str) -> str:
+    return _refused(lambda: proposals.check(value, "IKE", "the proposal"))
+
+
+def _esp_proposal(value: str) -> str:
+    return _refused(lambda: proposals.check(value, "ESP", "the proposal"))
 
 
 def _interface(value: str) -> str:
@@ -41,10 +45,12 @@ def _refused(check: object) -> str:
 
 def _relative(value: str) -> str:
     parts = value.split("/")
-    if not value or value.startswith("/") or ".." in parts or "\0" in value or len(value) > 255:
+    if not value or value.startswith("/") or ".." in parts or len(value) > 255:
         raise ValueError(
             "should be a file in the inventory's directory or below, without '..' in its path"
         )
+    if not value.isprintable():
+        raise ValueError("should be a file name of printable characters")
     return value
 
 
@@ -54,8 +60,29 @@ def _no_scope(value: IPv6Address) -> IPv6Address:
     return value
 
 
+def _installed(value: str) -> str:
+    if ".." in value.split("/"):
+        raise ValueError("should have no '..' in its path")
+    return value
+
+
+def _some(values: tuple[str, ...]) -> tuple[str, ...]:
+    # Not pydantic's min_length, which counts those that are wrong as missing.
+    if not values:
+        raise ValueError("should have at least one")
+    return values
+
+
+def _ca_name(value: str) -> str:
+    # X.520 (upper bound of a common name), which charon and openssl count in octets.
+    if not value.strip() or not value.isprintable() or len(value.encode()) > 64:
+        raise ValueError("should be 1 to 64 octets of printable characters")
+    return value
+
+
 Identity = Annotated[str, AfterValidator(_identity)]
-Proposal = Annotated[str, AfterValidator(_proposal)]
+IkeProposal = Annotated[str, AfterValidator(_ike_proposal)]
+EspProposal = Annotated[str, AfterValidator(_esp_proposal)]
 Interface = Annotated[str, AfterValidator(_interface)]
 File = Annotated[str, AfterValidator(_relative)]
 HomeIPv6 = Annotated[IPv6Address, AfterValidator(_no_scope)]
@@ -106,12 +133,14 @@ Credentials = Annotated[Psk | X509 | EapMd5 | EapAkaTable, Field(discriminator="
 
 
 class HomeAgentTable(_Table):
-    """``ike_over``: at which of its addresses mobile nodes begin IKE."""
+    """``ike_over``: at which of its addresses mobile nodes begin IKE. ``outer_ipv4``: behind a
+    static NAPT, where they reach it."""
 
     identity: Identity
     ipv6: HomeIPv6
     ipv4: IPv4Address
-    ike_over: IkeOver = IkeOver.IPV4
+    outer_ipv4: IPv4Address | None = None
+    ike_over: IkeOver = IkeOver.DUAL
     interfaces: tuple[Interface, ...] = ()
     credentials: Credentials = X509(kind="x509")
 
@@ -135,11 +164,17 @@ class PoolsTable(_Table):
 
 
 class IkeTable(_Table):
-    """As :class:`dsmip_ipsec.ike.inventory.IkeSettings`, which has the defaults."""
+    """As :class:`dsmip_ipsec.ike.inventory.IkeSettings`, which has the defaults.
+    ``prefix_discovery`` and ``return_routability``: SAs of their own for what RFC 4877 §4.3 and
+    §4.2 protect; the latter only where payload isn't protected, which it belongs to else."""
 
     mobility_mode: MobilityMode = _DEFAULTS.mobility
-    ike_proposals: tuple[Proposal, ...] = Field(default=_DEFAULTS.ike_proposals, min_length=1)
-    esp_proposals: tuple[Proposal, ...] = Field(default=_DEFAULTS.esp_proposals, min_length=1)
+    ike_proposals: Annotated[tuple[IkeProposal, ...], AfterValidator(_some)] = (
+        _DEFAULTS.ike_proposals
+    )
+    esp_proposals: Annotated[tuple[EspProposal, ...], AfterValidator(_some)] = (
+        _DEFAULTS.esp_proposals
+    )
     rekey_time_s: Seconds = _DEFAULTS.ike_rekey_time
     child_rekey_time_s: Seconds = _DEFAULTS.child_rekey_time
     reauth_time_s: Seconds = _DEFAULTS.reauth_time
@@ -151,12 +186,15 @@ class IkeTable(_Table):
     replay_window: int = Field(default=_DEFAULTS.replay_window, ge=0, le=4096)
     revocation: Revocation = _DEFAULTS.revocation
     configuration_payload: bool = _DEFAULTS.configuration_payload
+    prefix_discovery: bool = False
+    return_routability: bool = False
 
 
 class DataTable(_Table):
-    """Whether payload runs through ESP tunnels."""
+    """Whether payload runs through ESP tunnels, and whether the DF bit does."""
 
     protected: bool = _DEFAULTS.protect_data
+    copy_df: bool = _DEFAULTS.copy_df
 
 
 class DaemonsTable(_Table):
@@ -170,7 +208,7 @@ class DaemonsTable(_Table):
 class CaTable(_Table):
     """The CA that is made when a certificate is wanted and there is none."""
 
-    name: str = Field(default="dsmip-ipsec CA", min_length=1, max_length=64)
+    name: Annotated[str, AfterValidator(_ca_name)] = "dsmip-ipsec CA"
     key_type: KeyType = KeyType.ECDSA
     days: int = Field(default=3650, ge=1, le=36500)
 
@@ -194,4 +232,6 @@ class InventoryFile(_Table):
     daemons: DaemonsTable = DaemonsTable()
     ca: CaTable = CaTable()
     overrides: dict[NodeName, OverridesTable] = {}
-    directory: str | None = Field(default=None, pattern=r"^/[A-Za-z0-9._/-]{1,90}$")
+    directory: Annotated[str, AfterValidator(_installed)] | None = Field(
+        default=None, pattern=r"^/[A-Za-z0-9._/-]{1,90}$"
+    )

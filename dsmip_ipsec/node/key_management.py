@@ -21,11 +21,12 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from dsmip_ipsec.errors import IkeError
 from dsmip_ipsec.ike.inventory import MobilityMode
+from dsmip_ipsec.ike.other_children import PREFIX_DISCOVERY, RETURN_ROUTABILITY
 from dsmip_ipsec.ike.vici_driver import SIGNALLING_TUNNEL, ViciDriver
 from dsmip_ipsec.ike.vici_types import ChildUpdown, IkeEvent, IkeUpdown
 from dsmip_ipsec.ipsec.model import Address, SecurityAssociation
 from dsmip_ipsec.ipsec.peering import Peering
-from dsmip_ipsec.node.charon_watch import CharonWatch, discard
+from dsmip_ipsec.node.charon_watch import CharonWatch, discard, spis
 from dsmip_ipsec.node.config import IkeSection
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,15 @@ class KeyManagement:
         self._peering = peering
         self._restored = restored
         self._driver = ViciDriver(ike.vici_socket)
-        self._reqids = (peering.reqids.signalling, peering.reqids.data)
+        self._reqids = peering.reqids.negotiated
+        self._also = tuple(
+            name
+            for name, reqid in (
+                (PREFIX_DISCOVERY, peering.reqids.prefix_discovery),
+                (RETURN_ROUTABILITY, peering.reqids.return_routability),
+            )
+            if reqid
+        )
         self._watch = CharonWatch(
             self._driver,
             associations=associations,
@@ -64,8 +73,8 @@ class KeyManagement:
             there=self._check,
             thorough=True,
         )
-        self._connection = ike.connection  # the IKE_SA's
-        self._next = ike.connection  # the one to establish it by
+        self._connection = ike.connection or ike.ipv6_connection  # the IKE_SA's
+        self._next = self._connection  # the one to establish it by
         self._wanted = False
         self._busy = asyncio.Lock()
         self._restoring: asyncio.Task[None] | None = None
@@ -97,17 +106,18 @@ class KeyManagement:
         ``key_mobility``: the K bit of the acknowledgement. Returns when exchanges work again.
         Raises IkeError.
         """
-        if self._ike.ipv6_connection or care_of_address.version == 4:
+        mobike = self._ike.mobility_mode is MobilityMode.MOBIKE
+        if not mobike or self._ike.connection_from(care_of_address):
             self._prefer(care_of_address)
         async with self._busy:
-            if self._ike.mobility_mode is MobilityMode.MOBIKE:
+            if mobike:
                 await self._follow_mobike(care_of_address)
             elif self._next != self._connection:
                 await self._change_family()
             elif key_mobility and care_of_address.version == 4:
                 await self._rekey()
             else:
-                await self._driver.reauthenticate(self._connection, timeout=self._ike.timeout_s)
+                await self._renegotiate()
 
     async def terminate(self, *, force: bool = False) -> None:
         """Delete the IKE_SA with all its SAs; it isn't established anew. ``force``: don't wait for
@@ -134,14 +144,34 @@ class KeyManagement:
         mirrored = sa.child(SIGNALLING_TUNNEL) is not None
         unfit = mirrored if care_of_address.version == 6 else not mirrored
         if unfit and (sa.nat or care_of_address.version == 6):
-            await self._driver.renew_signalling(self._connection, timeout=self._ike.timeout_s)
+            await self._driver.renew_signalling(
+                self._connection, also=self._also, timeout=self._ike.timeout_s
+            )
 
     async def _change_family(self) -> None:
         """Without MOBIKE an IKE_SA keeps the home agent's address: a new one, make before break."""
         old = self._connection
+        left = spis(await self._driver.list_sas(old))
         await self._establish()
         with contextlib.suppress(IkeError):  # of a family that may be gone
             await self._driver.terminate(old, timeout=STOP_TIMEOUT_S, force=True)
+            self._watch.forget(left)
+
+    async def _renegotiate(self) -> None:
+        """A new IKE_SA from the new care-of address.
+
+        charon begins the first one as if from where the old one was. Over IPv6, where no NAT is
+        pretended, the home agent sees a NAT then, and refuses transport mode for the signalling
+        CHILD_SA. That IKE_SA knows its place, though, and its own successor begins there.
+        """
+        left = spis(await self._driver.list_sas(self._connection))
+        for _ in range(2):
+            await self._driver.reauthenticate(self._connection, timeout=self._ike.timeout_s)
+            if await self._complete():
+                break
+        await self._establish()  # adds what the last one came without
+        # What was moved charon doesn't find under the old address when it deletes it.
+        self._watch.forget(left - spis(await self._driver.list_sas(self._connection)))
 
     async def _rekey(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._ike.timeout_s
@@ -159,18 +189,22 @@ class KeyManagement:
     # Losing and finding ---------------------------------------------------------------------------
 
     def _prefer(self, care_of_address: Address) -> None:
-        connections = {4: self._ike.connection, 6: self._ike.ipv6_connection}
-        self._next = connections[care_of_address.version]
-        if not self._next:
+        connection = self._ike.connection_from(care_of_address)
+        if not connection:
+            key = "connection" if care_of_address.version == 4 else "ipv6_connection"
             raise IkeError(
-                "there is no connection for IKE over IPv6",
-                hint="name one in the daemon's configuration: ike.ipv6_connection",
+                f"there is no connection for IKE over IPv{care_of_address.version}",
+                hint=f"name one in the daemon's configuration: ike.{key}",
             )
+        self._next = connection
 
     async def _establish(self) -> None:
         self._connection = self._next
         await self._driver.establish(
-            self._connection, data=self._peering.protect_data, timeout=self._ike.timeout_s
+            self._connection,
+            data=self._peering.protect_data,
+            also=self._also,
+            timeout=self._ike.timeout_s,
         )
 
     def _event(self, event: IkeEvent) -> None:
@@ -201,7 +235,9 @@ class KeyManagement:
 
     async def _complete(self) -> bool:
         """Whether an IKE_SA is established and has its CHILD_SAs. Raises IkeError."""
-        return await self._driver.is_complete(self._connection, data=self._peering.protect_data)
+        return await self._driver.is_complete(
+            self._connection, data=self._peering.protect_data, also=self._also
+        )
 
     async def _give_up(self) -> None:
         self._wanted = False

@@ -14,6 +14,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from typing import Any
 
@@ -21,20 +22,29 @@ from dsmip_ipsec.errors import ConfigError, DsmipError, IkeError, MobilityError
 from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.desired import DesiredState, desired
 from dsmip_ipsec.ipsec.model import SecurityAssociation
-from dsmip_ipsec.ipsec.peering import Reqids, outbound
+from dsmip_ipsec.ipsec.peering import Reqids
+from dsmip_ipsec.ipsec.placement import data_is_at
 from dsmip_ipsec.kernel.routing import Address, Attachment
 from dsmip_ipsec.kernel.tun import TUN_NAME
 from dsmip_ipsec.mobility.mobile_node import MobileNode
 from dsmip_ipsec.mobility.mobile_node_config import MobileNodeConfig as EngineConfig
-from dsmip_ipsec.mobility.types import Binding, BindingChanged, Output, SendMobility
+from dsmip_ipsec.mobility.types import (
+    Binding,
+    BindingChanged,
+    HomePrefixesLearned,
+    Output,
+    SendIcmp,
+    SendMobility,
+)
 from dsmip_ipsec.node.config import MobileNodeConfig
 from dsmip_ipsec.node.configured_sas import associations
 from dsmip_ipsec.node.daemon import EngineDaemon
 from dsmip_ipsec.node.describe import binding_dict
+from dsmip_ipsec.node.home_prefixes import HomePrefixes
 from dsmip_ipsec.node.key_management import KeyManagement
 from dsmip_ipsec.node.movement import Movement, Where
 from dsmip_ipsec.node.native import kernel_headers
-from dsmip_ipsec.node.place import Home, Place, read_place
+from dsmip_ipsec.node.place import Home, Place, read_place, still_bound, unanswered
 from dsmip_ipsec.node.plain_data import plain_state
 from dsmip_ipsec.node.pursuit import Pursuit
 from dsmip_ipsec.node.returning import HomeInterface
@@ -72,6 +82,11 @@ class MobileNodeDaemon(EngineDaemon):
         self._active = False
         self._signalling_care_of: IPv6Address | None = None
         self._binding: Binding | None = None
+        self._home_prefixes = HomePrefixes(
+            lambda: self._carry_out(self._engine.solicit_prefixes(self._now())),
+            bound=lambda: self._binding is not None,
+            reqid=self._peering.reqids.prefix_discovery,
+        )
         self._binding_changed = asyncio.Event()
         self._place: Place | None = None  # the newest network
         self._attachments: list[Attachment] = []  # set up: the newest network's, and older ones
@@ -96,6 +111,7 @@ class MobileNodeDaemon(EngineDaemon):
                 "attach": self._attach,
                 "deregister": self._deregister,
                 "return_home": self._go_home,
+                "solicit_prefixes": self._home_prefixes.command,
             },
             userspace=UserspaceIpsec(
                 associations(self._peering, config.mobile_node.associations), keeps_alive=True
@@ -161,8 +177,15 @@ class MobileNodeDaemon(EngineDaemon):
     def _payload_wanted(self) -> DesiredState:
         return plain_state([] if self._binding is None else [(self._peering, self._binding)])
 
-    def _send(self, output: SendMobility) -> None:
-        care_of_address = output.source if output.home_address_option is not None else None
+    def _also(self, output: Output) -> None:
+        if isinstance(output, HomePrefixesLearned):
+            self._home_prefixes.learn(output)
+        else:
+            super()._also(output)
+
+    def _send(self, output: SendMobility | SendIcmp) -> None:
+        native = output.remote is None and output.home_address_option is not None
+        care_of_address = output.source if native else None
         if not self._native or care_of_address == self._signalling_care_of:
             super()._send(output)
             return
@@ -170,7 +193,7 @@ class MobileNodeDaemon(EngineDaemon):
         self._signalling_care_of = care_of_address
         self._start(self._reconcile_and_send(output))
 
-    async def _reconcile_and_send(self, output: SendMobility) -> None:
+    async def _reconcile_and_send(self, output: SendMobility | SendIcmp) -> None:
         await self._reconciler.reconcile()
         super()._send(output)
 
@@ -204,6 +227,7 @@ class MobileNodeDaemon(EngineDaemon):
             "bindings": [] if binding is None else [binding_dict(binding, seen=False)],
             "attachment": self._in_use.interface if self._in_use is not None else "",
             "state": str(self._engine.state),
+            "home_prefixes": self._home_prefixes.describe(),
         }
 
     # Commands ---------------------------------------------------------------------------------
@@ -421,28 +445,13 @@ class MobileNodeDaemon(EngineDaemon):
                     await self._binding_changed.wait()
                     self._binding_changed.clear()
         except TimeoutError as error:
-            addresses = " or ".join(str(each.care_of_address) for each in place.attachments)
-            way = "UDP port 4191" if place.primary.gateway.version == 4 else "ESP over IPv6"
-            raise MobilityError(
-                f"no binding acknowledgement for {addresses} within {limit:g} s",
-                hint=f"does {way} pass to the home agent and back, and is the home agent's "
-                "daemon running? its log and counters tell whether the binding update arrived",
-            ) from error
+            raise unanswered(place, limit) from error
 
     async def _data_moved(self, care_of_address: Address) -> None:
         """Wait until charon has the data SAs of both directions at ``care_of_address``."""
-
-        def moved(associations: tuple[SecurityAssociation, ...]) -> bool:
-            data = [sa for sa in associations if sa.reqid == self._peering.reqids.data]
-            sending = [sa for sa in data if outbound(self._peering, sa)]
-            return (
-                len(data) > len(sending) > 0
-                and all(sa.source == care_of_address for sa in sending)
-                and all(sa.destination == care_of_address for sa in data if sa not in sending)
-            )
-
         limit = self._config.handover_timeout_s
-        if not await self._reconciler.wait_for(moved, limit):
+        there = partial(data_is_at, self._peering, care_of_address)
+        if not await self._reconciler.wait_for(there, limit):
             raise IkeError(
                 f"charon didn't move the data SAs to {care_of_address} within {limit:g} s",
                 hint="does UDP port 4500 pass to the home agent and back? charon's logs at both "
@@ -487,7 +496,4 @@ class MobileNodeDaemon(EngineDaemon):
                     await self._binding_changed.wait()
                     self._binding_changed.clear()
         except TimeoutError as error:
-            raise MobilityError(
-                f"the home agent didn't acknowledge the deregistration within {limit:g} s",
-                hint="the binding expires there by its lifetime; look at the home agent's log",
-            ) from error
+            raise still_bound(limit) from error

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 
 from dsmip_ipsec.errors import ConfigError
-from dsmip_ipsec.kernel.probes import probe
+from dsmip_ipsec.kernel.extension_states import kernel_has_extension_states
 from dsmip_ipsec.node.config import HomeAgentConfig, MobileNodeConfig
 
 log = logging.getLogger(__name__)
-
-_PROBES = ("mip6_hao", "mip6_rt2")
 
 
 def kernel_headers(config: MobileNodeConfig | HomeAgentConfig) -> bool:
@@ -18,8 +16,7 @@ def kernel_headers(config: MobileNodeConfig | HomeAgentConfig) -> bool:
     there."""
     if config.ipsec == "userspace" or config.native_signalling == "own":
         return False
-    capabilities = probe(_PROBES)
-    there = all(capabilities.ok(name) for name in _PROBES)
+    there = kernel_has_extension_states()
     if config.native_signalling == "kernel" and not there:
         raise ConfigError(
             'native_signalling = "kernel", but this kernel has no MIPv6',

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
-from dsmip_ipsec.errors import ConfigError
+from dsmip_ipsec.errors import ConfigError, MobilityError
 from dsmip_ipsec.kernel.routing import Address, Attachment
 
 
@@ -78,3 +78,22 @@ def read_place(arguments: Mapping[str, Any]) -> Place:
             hint="give interface, care_of_address and gateway; in a network with both families "
             "ipv4_care_of_address and ipv4_gateway beside them",
         ) from error
+
+
+def unanswered(place: Place, limit_s: float) -> MobilityError:
+    """No binding acknowledgement came for any care-of address of ``place``."""
+    addresses = " or ".join(str(each.care_of_address) for each in place.attachments)
+    way = "UDP port 4191" if place.primary.gateway.version == 4 else "ESP over IPv6"
+    return MobilityError(
+        f"no binding acknowledgement for {addresses} within {limit_s:g} s",
+        hint=f"does {way} pass to the home agent and back, and is the home agent's "
+        "daemon running? its log and counters tell whether the binding update arrived",
+    )
+
+
+def still_bound(limit_s: float) -> MobilityError:
+    """No acknowledgement came for a deregistration."""
+    return MobilityError(
+        f"the home agent didn't acknowledge the deregistration within {limit_s:g} s",
+        hint="the binding expires there by its lifetime; look at the home agent's log",
+    )

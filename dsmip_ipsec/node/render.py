@@ -35,7 +35,7 @@ from dsmip_ipsec.ike.private_files import make_directory, read_file, replace_fil
 from dsmip_ipsec.ike.render import NodeFiles, Overrides, template, write_node
 from dsmip_ipsec.ipsec.peering import numbered_reqids
 from dsmip_ipsec.node.daemon_config import write_daemon_config
-from dsmip_ipsec.node.inventory_file import HOME_AGENT, Inventory
+from dsmip_ipsec.node.inventory_file import CA, HOME_AGENT, SECRETS, Inventory
 from dsmip_ipsec.node.inventory_models import X509, EapAkaTable, EapMd5, Psk
 
 CONTROL_SOCKET = "daemon.sock"
@@ -95,14 +95,18 @@ class _Work:
 
     @property
     def store(self) -> CaStore:
-        return CaStore(self.out / "ca")
+        return CaStore(self.out / CA)
 
     def deployment(self) -> Deployment:
         file = self.inventory.file
         nodes = []
         for index, (name, node) in enumerate(file.mobile_nodes.items()):
             home_address, ipv4_home_address = self.inventory.homes[name]
-            reqids = numbered_reqids(index)
+            reqids = numbered_reqids(
+                index,
+                prefix_discovery=file.ike.prefix_discovery,
+                return_routability=file.ike.return_routability and not file.data.protected,
+            )
             nodes.append(
                 MobileNode(
                     name=name,
@@ -113,6 +117,8 @@ class _Work:
                     signalling_reqid=reqids.signalling,
                     mirror_reqid=reqids.mirror,
                     data_reqid=reqids.data,
+                    prefix_discovery_reqid=reqids.prefix_discovery,
+                    return_routability_reqid=reqids.return_routability,
                 )
             )
         agent = file.home_agent
@@ -122,7 +128,14 @@ class _Work:
             assert isinstance(credentials, Certificate), "the inventory was checked"
             certificate = credentials
         return Deployment(
-            HomeAgent(agent.identity, agent.ipv6, agent.ipv4, certificate, agent.ike_over),
+            HomeAgent(
+                agent.identity,
+                agent.ipv6,
+                agent.ipv4,
+                certificate,
+                agent.ike_over,
+                agent.outer_ipv4,
+            ),
             tuple(nodes),
             self._settings(),
             # Read last: issuing a certificate writes it anew.
@@ -138,6 +151,7 @@ class _Work:
             esp_proposals=ike.esp_proposals,
             mobility=ike.mobility_mode,
             protect_data=self.inventory.file.data.protected,
+            copy_df=self.inventory.file.data.copy_df,
             dpd_delay=ike.dpd_delay_s,
             ike_rekey_time=ike.rekey_time_s,
             child_rekey_time=ike.child_rekey_time_s,
@@ -176,7 +190,9 @@ class _Work:
         if len(octets) != 32:
             # Without what is in the file: it is a key.
             raise ConfigError(
-                f"{name}: K and OPc aren't 64 hexadecimal digits", path=table.file
+                f"{name}: K and OPc aren't 64 hexadecimal digits",
+                path=table.file,
+                hint="32 of K, then 32 of OPc, without spaces",
             ) from None
         return EapAka(eap_identity, octets[:16], octets[16:], self._home_agents_ca())
 
@@ -233,9 +249,11 @@ class _Work:
                 return bytes.fromhex(text[2:].decode("ascii"))
             except ValueError:
                 raise ConfigError(
-                    f"the secret of {name} begins with 0x and isn't hexadecimal", path=file
+                    f"the secret of {name} begins with 0x and isn't hexadecimal",
+                    path=file,
+                    hint="write two hexadecimal digits for each octet, or leave 0x out",
                 ) from None
-        path = self.out / "secrets" / f"{name}.{kind}"
+        path = self.out / SECRETS / f"{name}.{kind}"
         make_directory(path.parent, 0o700)
         if path.exists() and not self.force:
             try:
@@ -258,7 +276,11 @@ class _Work:
                 f"{what} is outside the inventory's directory", path=name, hint="copy it there"
             )
         if not path.is_file():
-            raise ConfigError(f"{what} isn't there, or no regular file", path=path)
+            raise ConfigError(
+                f"{what} isn't there, or no regular file",
+                path=path,
+                hint="files are named relative to the inventory",
+            )
         return read_file(path, what)
 
 

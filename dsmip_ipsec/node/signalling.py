@@ -22,24 +22,33 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 
 from dsmip_ipsec.errors import KernelError, WireError
 from dsmip_ipsec.kernel.mobility_socket import MobilitySocket, ReceivedMobility
-from dsmip_ipsec.kernel.native_socket import NativeSocket, unwrap, wrap
+from dsmip_ipsec.kernel.native_socket import NativePacket, NativeSocket, unwrap, wrap
 from dsmip_ipsec.kernel.protected_socket import ProtectedSocket
 from dsmip_ipsec.kernel.tun import MAX_PACKET, TUN_NAME, open_tun
 from dsmip_ipsec.mobility.token import FLOW_LABEL_BITS, TokenTable
 from dsmip_ipsec.mobility.types import (
+    IcmpPacket,
     IPAddress,
     MobilityPacket,
     OuterAddress,
+    SendIcmp,
     SendMobility,
     SendTunnelled,
 )
 from dsmip_ipsec.node.dsmip_port import DsmipPort, refusal
-from dsmip_ipsec.wire.ip import IPPROTO_ESP, IPPROTO_MH, parse_ipv6
+from dsmip_ipsec.wire.icmp6 import MOBILE_PREFIX_ADVERTISEMENT, MOBILE_PREFIX_SOLICITATION
+from dsmip_ipsec.wire.ip import (
+    IPPROTO_DSTOPTS,
+    IPPROTO_ESP,
+    IPPROTO_MH,
+    IPPROTO_ROUTING,
+    parse_ipv6,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +57,20 @@ log = logging.getLogger(__name__)
 MARK_PATTERN = 0xD5000000
 MARK_MASK = 0xFF000000
 TOKEN_LIFETIME_S = 2.0
+_PREFIX_MESSAGES = (MOBILE_PREFIX_SOLICITATION, MOBILE_PREFIX_ADVERTISEMENT)
+# What may follow the IPv6 header of signalling in UDP, or should have been protected.
+_SIGNALLING = (IPPROTO_ESP, IPPROTO_MH, IPPROTO_DSTOPTS, IPPROTO_ROUTING)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a protected message leaves: from the UDP socket of ``local`` to ``remote``."""
+    """Where a protected message leaves: from the UDP socket of ``local`` to ``remote``; with the
+    headers of Mobile IPv6, if any (RFC 5555 §2.2)."""
 
     local: IPAddress
     remote: OuterAddress
+    home_address_option: IPv6Address | None = None
+    type2_routing: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +85,13 @@ class NativeRoute:
 
 @dataclass(frozen=True, slots=True)
 class NativeArrival:
-    """What ESP would lose of a packet that came natively."""
+    """What ESP would lose of a packet with headers of Mobile IPv6; ``outer``: it came in UDP."""
 
     source: IPv6Address
     destination: IPv6Address
     home_address_option: IPv6Address | None
+    type2_routing: IPv6Address | None
+    outer: OuterAddress | None = None
 
 
 class SignallingPath:
@@ -83,7 +100,8 @@ class SignallingPath:
     ``on_message`` gets each Mobility Header that ESP has let through. ``accepts`` says whether the
     addresses of an inner packet are those of a peer of ours; everything else is dropped and
     counted in ``counters`` (names ``signalling.<what>``). ``kernel_headers``: the kernel has MIPv6,
-    and desired state its states.
+    and desired state its states. ``on_icmp`` gets mobile prefix solicitations and advertisements
+    that ESP has let through (None: there are none).
     """
 
     def __init__(
@@ -93,8 +111,10 @@ class SignallingPath:
         accepts: Callable[[IPv6Address, IPv6Address], bool],
         on_message: Callable[[MobilityPacket], None],
         kernel_headers: bool,
+        on_icmp: Callable[[IcmpPacket], None] | None = None,
     ) -> None:
         self._kernel_headers = kernel_headers
+        self._on_icmp = on_icmp
         self._marks: TokenTable[OuterAddress | NativeArrival] = TokenTable(
             random_bits, pattern=MARK_PATTERN, pattern_mask=MARK_MASK, lifetime=TOKEN_LIFETIME_S
         )
@@ -106,6 +126,7 @@ class SignallingPath:
         self._port = DsmipPort(self._received, lambda why: self._drop("icmp_error", why))
         self._tun = -1
         self._mobility: MobilitySocket | None = None
+        self._icmp: MobilitySocket | None = None
         self._protected: ProtectedSocket | None = None
         self._native: NativeSocket | None = None
         self._counters: Counter[str] = Counter()
@@ -127,6 +148,7 @@ class SignallingPath:
             self._mobility = MobilitySocket()
             self._protected = ProtectedSocket()
             self._native = None if self._kernel_headers else NativeSocket()
+            self._icmp = MobilitySocket(_PREFIX_MESSAGES) if self._on_icmp is not None else None
         except KernelError:
             self._close_sockets()
             raise
@@ -136,6 +158,8 @@ class SignallingPath:
         loop.add_reader(self._protected.fileno(), self._read_protected)
         if self._native is not None:
             loop.add_reader(self._native.fileno(), self._read_native)
+        if self._icmp is not None:
+            loop.add_reader(self._icmp.fileno(), self._read_icmp)
 
     def close(self) -> None:
         self._port.close()
@@ -143,11 +167,11 @@ class SignallingPath:
 
     def _close_sockets(self) -> None:
         loop = asyncio.get_running_loop()
-        for each in (self._mobility, self._protected, self._native):
+        for each in (self._mobility, self._protected, self._native, self._icmp):
             if each is not None:
                 loop.remove_reader(each.fileno())
                 each.close()
-        self._mobility = self._protected = self._native = None
+        self._mobility = self._protected = self._native = self._icmp = None
         if self._tun >= 0:
             loop.remove_reader(self._tun)
             os.close(self._tun)
@@ -161,26 +185,39 @@ class SignallingPath:
         """Stop using ``local``. Idempotent."""
         self._port.unbind(local)
 
-    def send(self, output: SendMobility) -> None:
+    def send(self, output: SendMobility | SendIcmp) -> None:
         """Send what an engine wants sent. A failure is logged and counted: engines retransmit."""
+        icmp = isinstance(output, SendIcmp)
+        sender = self._icmp if icmp else self._mobility
+        if sender is None or (
+            isinstance(output, SendIcmp)
+            and (not output.protected or (output.remote is not None and not output.udp))
+        ):
+            self._drop("unsupported", f"{output.source} -> {output.destination}")
+            return
         now = asyncio.get_running_loop().time()
         source, destination = output.source, output.destination
         way: Route | NativeRoute | None = None
         if output.remote is not None:
             assert output.local is not None, "UDP leaves from somewhere"
             way = Route(output.local, output.remote)
+            if icmp:
+                way = replace(
+                    way,
+                    home_address_option=output.home_address_option,
+                    type2_routing=output.type2_routing,
+                )
         elif output.home_address_option is not None or output.type2_routing is not None:
             way = NativeRoute(source, destination, output.home_address_option, output.type2_routing)
             # RFC 6275 §11.3.2, §6.4: ESP sees the home addresses.
             source = output.home_address_option or source
             destination = output.type2_routing or destination
             if self._kernel_headers:
-                self._send_by_kernel(output, source, destination)
+                self._send_by_kernel(sender, output, source, destination)
                 return
         token = self._labels.issue(way, now) if way is not None else 0
-        assert self._mobility is not None, "open() comes first"
         try:
-            self._mobility.send(
+            sender.send(
                 output.message,
                 source,
                 destination,
@@ -196,12 +233,15 @@ class SignallingPath:
             self._counters["signalling.sent"] += 1
 
     def _send_by_kernel(
-        self, output: SendMobility, source: IPv6Address, destination: IPv6Address
+        self,
+        sender: MobilitySocket,
+        output: SendMobility | SendIcmp,
+        source: IPv6Address,
+        destination: IPv6Address,
     ) -> None:
-        assert self._mobility is not None, "open() comes first"
         care_of_address = output.destination if output.type2_routing is not None else None
         try:
-            self._mobility.send_native(
+            sender.send_native(
                 output.message,
                 source,
                 destination,
@@ -220,7 +260,14 @@ class SignallingPath:
             self.on_payload(packet, outer, traffic_class)
             return
         self._counters["signalling.udp_received"] += 1
-        self._inject(packet, outer)
+        try:
+            wrapped = unwrap(packet) if self._on_icmp is not None else None
+        except WireError:
+            wrapped = None  # what it is instead is said below
+        if wrapped is None:
+            self._inject(packet, outer)
+        else:
+            self._inject(wrapped.inner, _arrival(wrapped, outer))
 
     def _is_payload(self, packet: bytes) -> bool:
         """RFC 5555 §4.2: the first four bits tell the family of what follows the UDP header."""
@@ -231,7 +278,7 @@ class SignallingPath:
             header, _ = parse_ipv6(packet)
         except WireError:
             return False
-        return header.next_header not in (IPPROTO_ESP, IPPROTO_MH) or not self._accepts(
+        return header.next_header not in _SIGNALLING or not self._accepts(
             header.source, header.destination
         )
 
@@ -265,8 +312,7 @@ class SignallingPath:
             if native is None or not self._accepts(native.inner_source, native.inner_destination):
                 continue  # somebody else's: this socket sees all
             self._counters["signalling.native_received"] += 1
-            arrival = NativeArrival(native.source, native.destination, native.home_address_option)
-            self._inject(native.inner, arrival)
+            self._inject(native.inner, _arrival(native, None))
 
     def _inject(self, packet: bytes, outer: OuterAddress | NativeArrival) -> None:
         """Hand a received inner packet to ESP, or say why not."""
@@ -295,6 +341,10 @@ class SignallingPath:
                 # Without a token of ours it didn't come by way of the injected ESP packet.
                 self._drop("unprotected", f"{source} -> {destination}")
                 continue
+            if isinstance(arrival, NativeArrival) and arrival.outer is not None:
+                # RFC 5555 §4.1: in UDP, a binding update is from its home address.
+                self._drop("native_in_udp", f"{source} -> {destination}")
+                continue
             self._counters["signalling.received"] += 1
             if isinstance(arrival, NativeArrival):
                 packet = MobilityPacket(
@@ -307,6 +357,40 @@ class SignallingPath:
             else:
                 packet = MobilityPacket(source, destination, received.message, arrival)
             self._on_message(packet)
+
+    def _read_icmp(self) -> None:
+        assert self._icmp is not None, "the reader is removed before"
+        while (received := self._icmp.receive()) is not None:
+            source, destination = received.source, received.destination
+            if received.mark:
+                now = asyncio.get_running_loop().time()
+                arrival = self._marks.redeem(received.mark, now)
+            else:  # as with Mobility Headers: with a header of MIPv6 it came under ESP
+                option = source if received.care_of_address is not None else None
+                arrival = NativeArrival(
+                    received.care_of_address or source,
+                    destination,
+                    option,
+                    destination if received.routed else None,
+                )
+            if not isinstance(arrival, NativeArrival) or not self._accepts(source, destination):
+                self._drop("unprotected", f"{source} -> {destination}")
+                continue
+            if arrival.home_address_option is None and arrival.type2_routing is None:
+                self._drop("unprotected", f"{source} -> {destination}")
+                continue
+            self._counters["signalling.icmp_received"] += 1
+            assert self._on_icmp is not None, "else there is no such socket"
+            self._on_icmp(
+                IcmpPacket(
+                    arrival.source,
+                    arrival.destination,
+                    received.message,
+                    arrival.outer,
+                    arrival.home_address_option,
+                    arrival.type2_routing,
+                )
+            )
 
     def _received_by_kernel(self, received: ReceivedMobility) -> None:
         """Straight from a link. With a header of MIPv6 it came under a policy that wants ESP;
@@ -364,7 +448,7 @@ class SignallingPath:
             self._send_native(packet, route)
             return
         try:
-            self._port.send(_without_label(packet), route.local, route.remote)
+            self._port.send(_on_the_wire(packet, route), route.local, route.remote)
         except KernelError as error:
             self._drop("local_gone", error.message)
         except OSError as error:
@@ -393,6 +477,20 @@ class SignallingPath:
         log.info("dropped (%s): %s", what, detail)
 
 
-def _without_label(packet: bytes) -> bytes:
+def _arrival(packet: NativePacket, outer: OuterAddress | None) -> NativeArrival:
+    option, routing = packet.home_address_option, packet.type2_routing
+    return NativeArrival(packet.source, packet.destination, option, routing, outer)
+
+
+def _on_the_wire(packet: bytes, route: Route) -> bytes:
     """The packet with a zero flow label: the token never reaches the wire."""
+    if route.home_address_option is not None or route.type2_routing is not None:
+        header, _ = parse_ipv6(packet)
+        return wrap(
+            packet,
+            header.source,
+            header.destination,
+            home_address_option=route.home_address_option,
+            type2_routing=route.type2_routing,
+        )
     return packet[:1] + bytes((packet[1] & 0xF0, 0, 0)) + packet[4:]

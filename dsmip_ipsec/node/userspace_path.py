@@ -20,7 +20,7 @@ from typing import Final
 
 from dsmip_ipsec.errors import KernelError
 from dsmip_ipsec.kernel.tun import MAX_PACKET, TUN_NAME, open_tun
-from dsmip_ipsec.mobility.types import MobilityPacket, OuterAddress, SendMobility
+from dsmip_ipsec.mobility.types import MobilityPacket, OuterAddress, SendIcmp, SendMobility
 from dsmip_ipsec.node.dsmip_port import DsmipPort, refusal
 from dsmip_ipsec.userspace.engine import Engine, Mapping
 from dsmip_ipsec.userspace.outcome import Drop
@@ -121,8 +121,11 @@ class UserspacePath:
         for packet in self._engine.dummies():
             self._outside.send(packet)
 
-    def send(self, output: SendMobility) -> None:
+    def send(self, output: SendMobility | SendIcmp) -> None:
         """Send what an engine wants sent. A failure is logged and counted: engines retransmit."""
+        if isinstance(output, SendIcmp):
+            self._drop("unsupported", "user-space IPsec has no SAs for prefix discovery")
+            return
         if output.remote is None or not isinstance(output.local, IPv4Address):
             self._drop("native_unsupported", "user-space IPsec signals over IPv4 only")
             return

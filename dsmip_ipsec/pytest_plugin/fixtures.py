@@ -69,7 +69,13 @@ def dsmip_start(
         out = tmp_path_factory.mktemp(f"dsmip-{stem}")
         try:
             path = lab_file(scenario, directory or config.rootpath, mobility, out)
-            session = LabSession.start(path, out_dir=out, kernel=kernel, export_keys=True)
+            session = LabSession.start(
+                path,
+                out_dir=out,
+                kernel=kernel,
+                export_keys=True,
+                ipsec=config.option.dsmip_ipsec,
+            )
         except DsmipError as error:
             hint = f"\n  hint: {error.hint}" if error.hint else ""
             pytest.fail(f"the lab {scenario} doesn't stand: {error.message}{hint}", pytrace=False)

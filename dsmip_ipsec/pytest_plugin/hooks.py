@@ -33,6 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "default). Given several times, every lab test runs on each",
     )
     group.addoption(
+        "--dsmip-ipsec",
+        choices=("kernel", "userspace"),
+        default="kernel",
+        help="who applies ESP in labs: the kernel, keyed by charon (the default), or the daemons "
+        "themselves with configured keys, mostly without a guest",
+    )
+    group.addoption(
         "--dsmip-pcap",
         action="store_true",
         help="keep captures and keys of tests that passed, too",

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from dsmip_ipsec.lab.session import ExecResult, LabSession
     from dsmip_ipsec.lab.spec_models import Lab as LabFile
 
+# What a step expects of captures is judged when these are complete.
+CAPTURED = "captured"
+
 # Lines of the ladder in a failure; the HTML report has all.
 MAX_LADDER = 80
 
@@ -112,14 +115,16 @@ class Lab:
         return self.session.expect(expect, node=node, within_s=within_s)
 
     def finish(self) -> RunRecord:
-        """Take the lab down; ``out_dir`` is complete then. Idempotent."""
-        return self.session.finish()
+        """Take the lab down; ``out_dir`` is complete then. Idempotent. Fails the test when what a
+        step expected of the captures isn't there."""
+        record = self.session.finish()
+        for step in record.steps:
+            _assert_all(step, [e for e in step.expectations if e.name.startswith(CAPTURED)])
+        return record
 
     def _done(self, step: StepRecord) -> StepRecord:
         self.steps.append(step)
-        bad = [e for e in step.expectations if not e.passed]
-        told = "\n".join(f"  {e.name}: expected {e.expected}, saw {e.seen}" for e in bad)
-        assert not bad, f"step '{step.name}':\n{told}"
+        _assert_all(step, step.expectations)
         return step
 
     # What it leaves -------------------------------------------------------------------------------
@@ -134,9 +139,11 @@ class Lab:
         return snapshot.take(self.topology, steps)
 
     def close(self, *, keep: bool, pcap: bool) -> None:
-        """Take the lab down; leave only what is asked for in ``out_dir``."""
+        """Take the lab down; leave only what is asked for in ``out_dir``. Fails the test as
+        :meth:`finish` does, where a step expected something of the captures."""
+        unjudged = any(item.name == CAPTURED for step in self.steps for item in step.not_applicable)
         try:
-            if (keep or pcap) and self.session.record is None:
+            if (keep or pcap or unjudged) and self.session.record is None:
                 self.finish()
         finally:
             self.session.close()
@@ -148,7 +155,7 @@ class Lab:
         found = [("what the last step changed", "\n".join(self._changed()))]
         if not self.shared:
             try:
-                record = self.finish()
+                record = self.session.finish()
                 ladder = run_ladder.text(run_ladder.of_run(record, self.out_dir))
                 cut = [f"(the last {MAX_LADDER} of {len(ladder)} messages)"]
                 if len(ladder) > MAX_LADDER:
@@ -179,6 +186,12 @@ class Lab:
         if (self.out_dir / "record.json").exists():
             found.append(f"for a page of it all: dsmip-ipsec report {self.out_dir}")
         return found or [f"none yet; they come to {self.out_dir}"]
+
+
+def _assert_all(step: StepRecord, expectations: Sequence[Expectation]) -> None:
+    bad = [e for e in expectations if not e.passed]
+    told = "\n".join(f"  {e.name}: expected {e.expected}, saw {e.seen}" for e in bad)
+    assert not bad, f"step '{step.name}':\n{told}"
 
 
 def lab_file(scenario: str, directory: Path, mobility: str | None, scratch: Path) -> Path:

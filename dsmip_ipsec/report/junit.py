@@ -6,14 +6,15 @@ from pathlib import Path
 from xml.etree import ElementTree as ET  # it writes here, and reads nothing
 
 from dsmip_ipsec.errors import LabError
-from dsmip_ipsec.lab.record import Expectation, RunRecord
+from dsmip_ipsec.lab.record import Expectation, NotApplicable, RunRecord
 
 
 def render(record: RunRecord) -> str:
     """The document. A suite for each step, and one for what holds of the run as a whole; a run
     that ended early has an error in the last."""
     failed = sum(not e.passed for _, e in record.all_expectations())
-    count = len(record.all_expectations()) + (record.failure is not None)
+    count = len(record.all_expectations()) + len(record.all_not_applicable())
+    count += record.failure is not None
     root = ET.Element(
         "testsuites",
         name=_text(record.lab),
@@ -23,7 +24,7 @@ def render(record: RunRecord) -> str:
         time=f"{record.duration_s:.3f}",
     )
     for step in record.steps:
-        suite = _suite(root, record, step.name, step.expectations)
+        suite = _suite(root, record, step.name, step.expectations, step.not_applicable)
         suite.set("time", f"{step.ended_s - step.started_s:.3f}")
     if record.expectations or record.failure is not None:
         suite = _suite(root, record, "the run", record.expectations)
@@ -54,15 +55,20 @@ def write(record: RunRecord, path: Path) -> None:
 
 
 def _suite(
-    root: ET.Element, record: RunRecord, name: str, expectations: tuple[Expectation, ...]
+    root: ET.Element,
+    record: RunRecord,
+    name: str,
+    expectations: tuple[Expectation, ...],
+    not_applicable: tuple[NotApplicable, ...] = (),
 ) -> ET.Element:
     suite = ET.SubElement(
         root,
         "testsuite",
         name=_text(name),
-        tests=str(len(expectations)),
+        tests=str(len(expectations) + len(not_applicable)),
         failures=str(sum(not e.passed for e in expectations)),
         errors="0",
+        skipped=str(len(not_applicable)),
         timestamp=f"{record.started:%Y-%m-%dT%H:%M:%S}",
     )
     for expectation in expectations:
@@ -75,6 +81,14 @@ def _suite(
         if not expectation.passed:
             said = f"expected {expectation.expected}, saw {expectation.seen}"
             ET.SubElement(case, "failure", message=_text(said))
+    for item in not_applicable:
+        case = ET.SubElement(
+            suite,
+            "testcase",
+            classname=_text(f"{record.lab}.{name}"),
+            name=_text(item.name),
+        )
+        ET.SubElement(case, "skipped", message=_text(f"not applicable: {item.reason}"))
     return suite
 
 

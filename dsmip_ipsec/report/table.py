@@ -95,8 +95,14 @@ def _header(record: RunRecord, console: Console) -> None:
     ike = ", ".join(filter(None, (settings.ike_authentication, settings.ike_mobility)))
     facts = [
         ("kernel", f"{record.kernel.release} ({record.kernel.kind})"),
-        ("strongSwan", (record.strongswan_version or "-") + (f" ({ike})" if ike else "")),
-        ("RTT", f"{settings.rtt_ms:g} ms, MN to HA"),
+        ("IPsec", "in the daemons, with configured keys")
+        if settings.ipsec == "userspace"
+        else ("strongSwan", (record.strongswan_version or "-") + (f" ({ike})" if ike else "")),
+        (
+            "RTT",
+            f"{settings.rtt_ms:g} ms, MN to HA"
+            + " (by a relay)" * (settings.delayed_by == "relay"),
+        ),
         ("probes", f"every {settings.probe_interval_ms:g} ms"),
         ("started", f"{record.started:%Y-%m-%d %H:%M:%S} UTC"),
         ("took", f"{record.duration_s:.1f} s" + _phases(record)),
@@ -244,6 +250,14 @@ def _failures(record: RunRecord, console: Console) -> None:
         _print(console, _text(f"  {where}{failure.message}"))
         if failure.hint:
             _print(console, _text(f"  {failure.hint}"))
+    missing: dict[tuple[str, str], list[str]] = {}
+    for step, item in record.all_not_applicable():
+        missing.setdefault((item.name, item.reason), []).append(step)
+    if missing:
+        console.print()
+        _print(console, Text("Not applicable", style="bold"))
+        for (name, reason), steps in missing.items():
+            _print(console, _text(f"  {name} ({', '.join(steps)}): {reason}"))
     failed = [(step, e) for step, e in record.all_expectations() if not e.passed]
     if failed:
         console.print()
@@ -272,6 +286,8 @@ def _conclusion(record: RunRecord, console: Console, directory: Path | None) -> 
     line = verdict.copy()
     counted = f"{held} of {len(expectations)} expectations held"
     line.append(f"  {counted if expectations else 'no expectation was checked'}")
+    if missing := len(record.all_not_applicable()):
+        line.append(f", {missing} not applicable")
     if record.failure is not None:
         line.append(", the run ended early")
     if directory is not None:

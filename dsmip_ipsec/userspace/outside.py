@@ -1,8 +1,10 @@
 """The network side of user-space IPsec: ESP by itself and ESP in UDP, over IPv4 sockets.
 
-For kernels without ESP. A raw socket sends whole IPv4 packets and receives those of protocol 50;
-a UDP socket on port 4500 of each care-of address receives what is encapsulated (RFC 3948), and
-keeps the kernel from answering it with ICMP errors.
+For kernels without ESP. A raw socket receives packets of protocol 50; a UDP socket on port 4500 of
+each care-of address receives what is encapsulated (RFC 3948), and keeps the kernel from answering
+it with ICMP errors. Another raw socket of each care-of address sends whole IPv4 packets: bound to
+it, so that the packets go by that address's routes. Without that, what was sent between an SA's
+move and the route's left by the old network with the new one's address, past the NAT.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Outside:
         self._on_packet = on_packet
         self._raw: socket.socket | None = None
         self._udp: dict[IPv4Address, socket.socket] = {}
+        self._senders: dict[bytes, socket.socket] = {}  # by the packed source address
         self.counters: Counter[str] = Counter()
 
     def open(self) -> None:
@@ -78,6 +81,7 @@ class Outside:
         udp.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)  # ECN counts (RFC 6040)
         try:
             udp.bind((str(local), IKE_NATT_PORT))
+            self._senders[local.packed] = _sender(local)
         except OSError as error:
             udp.close()
             raise KernelError(
@@ -95,15 +99,18 @@ class Outside:
         if udp is not None:
             asyncio.get_running_loop().remove_reader(udp.fileno())
             udp.close()
+            self._senders.pop(local.packed).close()
 
     def send(self, packet: bytes) -> None:
         """Send a whole IPv4 packet. Failures are counted: IP promises no delivery."""
         if self._raw is None or packet[0] >> 4 != 4:
             self.counters["outside.not_ipv4"] += 1
             return
-        destination = str(IPv4Address(packet[16:20]))
+        destination = socket.inet_ntoa(packet[16:20])
+        # A source that isn't ours any more: whatever way there is.
+        sender = self._senders.get(packet[12:16], self._raw)
         try:
-            self._raw.sendto(packet, (destination, 0))
+            sender.sendto(packet, (destination, 0))
         except OSError as error:
             too_big = error.errno == errno.EMSGSIZE
             self.counters["outside.too_big" if too_big else "outside.send_failed"] += 1
@@ -150,3 +157,16 @@ class Outside:
     def _received(self, packet: bytes) -> None:
         self.counters["outside.received"] += 1
         self._on_packet(packet)
+
+
+def _sender(local: IPv4Address) -> socket.socket:
+    """A socket that sends whole packets by the routes of ``local``, and receives nothing. Raises
+    OSError."""
+    raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    try:
+        raw.setblocking(False)
+        raw.bind((str(local), 0))
+    except OSError:
+        raw.close()
+        raise
+    return raw

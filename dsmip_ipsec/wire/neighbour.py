@@ -31,9 +31,12 @@ _HOP_LIMIT: Final = 255
 _SOURCE_LINK_LAYER_ADDRESS = 1
 _TARGET_LINK_LAYER_ADDRESS = 2
 _ADVERTISEMENT_INTERVAL = 7  # RFC 6275 §7.3
+_HOME_AGENT_INFORMATION = 8  # RFC 6275 §7.4
 _SOLICITED = 0x40
 _OVERRIDE = 0x20
 _ROUTER_ADDRESS = 0x20
+_HOME_AGENT = 0x20 << 16  # RFC 6275 §7.1
+_MOBILE_ROUTERS = 0x8000  # RFC 3963 §7.3
 
 _ROUTER_HEAD = struct.Struct("!BBHII")
 _PREFIX = struct.Struct("!BBII4x16s")
@@ -92,12 +95,17 @@ class PrefixHeard:
 @dataclass(frozen=True, slots=True)
 class RouterAdvertisementHeard:
     """A router advertisement. ``lifetime`` and ``interval`` in seconds, the latter None without
-    the option."""
+    the option. ``home_agent``: the H flag; what the home agent information option then says,
+    ``home_agent_lifetime`` in seconds, is None without one (RFC 6275 §7.1, §7.4)."""
 
     source: IPv6Address
     lifetime: int
     prefixes: tuple[PrefixHeard, ...]
     interval: float | None
+    home_agent: bool = False
+    preference: int | None = None
+    home_agent_lifetime: int | None = None
+    mobile_routers: bool = False
 
 
 Heard = NeighborSolicitation | NeighborAdvertisement | RouterAdvertisementHeard
@@ -190,6 +198,9 @@ def _router_advertisement(header: IPv6Header, payload: bytes) -> RouterAdvertise
     flags_and_lifetime = int.from_bytes(payload[4:8], "big")
     prefixes: list[PrefixHeard] = []
     interval: float | None = None
+    preference: int | None = None
+    home_agent_lifetime: int | None = None
+    mobile_routers = False
     for kind, data in _options(payload, 16):
         if kind == PREFIX_INFORMATION and len(data) == 30:
             heard = _prefix(data)
@@ -197,8 +208,19 @@ def _router_advertisement(header: IPv6Header, payload: bytes) -> RouterAdvertise
                 prefixes.append(heard)
         elif kind == _ADVERTISEMENT_INTERVAL and len(data) == 6:
             interval = int.from_bytes(data[2:6], "big") / 1000
+        elif kind == _HOME_AGENT_INFORMATION and len(data) == 6:
+            mobile_routers = bool(int.from_bytes(data[:2], "big") & _MOBILE_ROUTERS)
+            preference = int.from_bytes(data[2:4], "big", signed=True)
+            home_agent_lifetime = int.from_bytes(data[4:6], "big")
     return RouterAdvertisementHeard(
-        header.source, flags_and_lifetime & 0xFFFF, tuple(prefixes), interval
+        header.source,
+        flags_and_lifetime & 0xFFFF,
+        tuple(prefixes),
+        interval,
+        bool(flags_and_lifetime & _HOME_AGENT),
+        preference,
+        home_agent_lifetime,
+        mobile_routers,
     )
 
 

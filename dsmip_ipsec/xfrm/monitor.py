@@ -1,8 +1,8 @@
 """Listening to XFRM's multicast groups, on a socket of its own: a burst of notifications can't
 push out the answers to requests.
 
-Nothing is queued in Python. A listener that falls behind fills the kernel's buffer, and is told
-so (:class:`Overrun`).
+Nothing is queued in Python, but for what one system call brings. A listener that falls behind fills
+the kernel's buffer, and is told so (:class:`Overrun`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 
+from dsmip_ipsec.xfrm.batch import BatchReceiver
 from dsmip_ipsec.xfrm.constants import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, Group
 from dsmip_ipsec.xfrm.errors import XfrmError, XfrmOverrun
-from dsmip_ipsec.xfrm.notifications import Notification, Overrun, decode_notifications
-from dsmip_ipsec.xfrm.socket import Receiver, open_netlink, socket_error
+from dsmip_ipsec.xfrm.notifications import (
+    Notification,
+    Overrun,
+    Unread,
+    unread_notifications,
+)
+from dsmip_ipsec.xfrm.socket import open_netlink, socket_error
 
 ALL_GROUPS = tuple(Group)
 
@@ -34,8 +40,9 @@ class XfrmMonitor:
         self, groups: Iterable[Group] = ALL_GROUPS, *, netns: str | int | None = None
     ) -> None:
         self._socket = open_netlink(netns)
-        self._receiver = Receiver()
-        self._pending: deque[Notification] = deque()
+        self._receiver = BatchReceiver()
+        self._datagrams: deque[bytes] = deque()
+        self._pending: deque[Unread | Overrun] = deque()
         try:
             self._socket.bind((0, 0))
             for group in groups:
@@ -78,14 +85,20 @@ class XfrmMonitor:
 
     def receive_now(self) -> Notification | None:
         """The next notification if there is one already. Raises XfrmError if the socket fails."""
+        unread = self.unread_now()
+        return unread.read() if isinstance(unread, Unread) else unread
+
+    def unread_now(self) -> Unread | Overrun | None:
+        """As :meth:`receive_now`, but not decoded: for those who look at glances first."""
         while not self._pending:
-            try:
-                datagram = self._receiver.receive(self._socket)
-            except XfrmOverrun:
-                return Overrun()
-            if datagram is None:
-                return None
-            self._pending.extend(decode_notifications(datagram))
+            if not self._datagrams:
+                try:
+                    self._datagrams.extend(self._receiver.receive(self._socket))
+                except XfrmOverrun:
+                    return Overrun()
+                if not self._datagrams:
+                    return None
+            self._pending.extend(unread_notifications(self._datagrams.popleft()))
         return self._pending.popleft()
 
     def receive(self, timeout: float | None = None) -> Notification | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socket import ntohs
 
 from dsmip_ipsec.xfrm import decode, structs
@@ -188,16 +188,36 @@ Notification = (
 )
 
 
-def decode_notifications(datagram: bytes) -> list[Notification]:
-    """The notifications in a datagram. Raises XfrmDecodeError if it isn't netlink at all; a
-    single message that can't be understood becomes :class:`Undecodable`."""
-    out: list[Notification] = []
+# Not frozen, because many are made.
+@dataclass(slots=True)
+class Unread:
+    """A notification that nobody has looked at (see glance.py). Its octets may hold keys."""
+
+    message: Message
+    octets: bytes = field(repr=False)
+
+    def read(self) -> Notification:
+        """Decode it; what can't be understood becomes :class:`Undecodable`."""
+        return _decode(self.message, self.octets)
+
+
+def unread_notifications(datagram: bytes) -> list[Unread | Overrun]:
+    """The notifications in a datagram. Raises XfrmDecodeError if it isn't netlink at all."""
+    out: list[Unread | Overrun] = []
     for type_, _, _, payload in messages(datagram):
         if type_ == NLMSG_OVERRUN:
             out.append(Overrun())
         elif type_ not in (NLMSG_NOOP, NLMSG_ERROR, NLMSG_DONE):
-            out.append(_decode(Message(type_), payload))
+            out.append(Unread(Message(type_), payload))
     return out
+
+
+def decode_notifications(datagram: bytes) -> list[Notification]:
+    """As :func:`unread_notifications`, decoded; a single message that can't be understood becomes
+    :class:`Undecodable`."""
+    return [
+        each.read() if isinstance(each, Unread) else each for each in unread_notifications(datagram)
+    ]
 
 
 def _decode(message: Message, payload: bytes) -> Notification:

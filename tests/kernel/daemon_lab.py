@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import tomllib
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -109,6 +110,12 @@ class DaemonLab(StandingLab):
                 f"{prefix}gateway": str(where.gateway(4)),
             }
         return await self.command(node, "attach", **arguments)
+
+    async def restart_charon(self, node: str, how: signal.Signals) -> None:
+        """End the charon of ``node`` by that signal, and start and load a new one."""
+        await self.processes.stop(f"charon of {node}", first=how)
+        self.charons.start(self.nodes[node])
+        await self.charons.load(self.nodes[node])
 
     def ip(self, node: str, *arguments: str) -> Any:
         """``ip -j`` in the namespace of ``node``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -176,6 +177,7 @@ async def home_agent(
             for state in node.states(data=data):
                 xfrm.add_state(state)
     await daemon.start()
+    gc.freeze()  # as node.main does
     try:
         yield Bench(daemon, nodes)
     finally:

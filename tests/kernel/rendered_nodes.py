@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,12 +53,20 @@ class Nodes:
     """``with Nodes(inventory) as nodes: nodes.start("ha")``; ``inventory``: TOML without what
     every deployment here has in common."""
 
-    def __init__(self, inventory: str, names: tuple[str, ...], head: str = "") -> None:
+    def __init__(
+        self,
+        inventory: str,
+        names: tuple[str, ...],
+        head: str = "",
+        files: Mapping[str, str] | None = None,
+    ) -> None:
         self.names = names
         self.run_id = uuid.uuid4().hex[:6]
         self.directory = Path(tempfile.mkdtemp(prefix="dsmip-", dir="/tmp"))
         self.out = self.directory / "out"
         self.inventory = self.directory / "inventory.toml"
+        for name, content in (files or {}).items():
+            (self.directory / name).write_text(content)
         self.inventory.write_text(
             f'''{head}
 [home_agent]
@@ -175,11 +183,7 @@ ipv4 = "203.0.113.128/26"
         assert charon.endswith("&")
         self._background(name, "charon", charon)
         self.shell(name, f"timeout 30 sh -c '{wait}'")
-        return until(lambda: self._load(name, load), f"charon of {name} loads its configuration")
-
-    def _load(self, name: str, load: str) -> str:
-        said = self.shell(name, load, check=False)
-        return "" if "connecting to" in said else said
+        return self.shell(name, load)
 
     def load(self, name: str) -> str:
         return self.shell(name, self.commands(name)[2])

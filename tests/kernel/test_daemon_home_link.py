@@ -8,6 +8,8 @@ import pytest
 from daemon_lab import HOME_ADDRESS, IPV4_HOME_ADDRESS, DaemonLab, daemon_lab, tshark, until
 
 from dsmip_ipsec.errors import DsmipError
+from dsmip_ipsec.ike.inventory import IkeSettings
+from dsmip_ipsec.ike.vici_driver import ViciDriver
 
 HA = {"home_link": "home"}
 MN = {"home_prefix": "2001:db8:100::/64", "ipv4_home_prefix_length": 25}
@@ -97,3 +99,26 @@ async def test_a_node_returns_home_and_leaves_again(tmp_path: Path) -> None:
     for source, destination, lifetime, option in updates:
         assert (source, destination) == (HOME_ADDRESS, "2001:db8:100::1")
         assert (lifetime, option) == ("0", "")
+
+
+@pytest.mark.parametrize("network", ["six", "private"])
+async def test_a_node_returns_home_from_a_network_that_is_gone(
+    tmp_path: Path, network: str
+) -> None:
+    """Its DELETE has no way to the home agent, which would keep IKE_SA and SAs until DPD."""
+    async with daemon_lab(tmp_path, ha=HA, mn=MN) as lab:
+        lab.exec("mn", "ip", "link", "set", "home", "down")
+        await lab.move(network)
+        lab.leave("mn", network)
+        lab.exec("mn", "ip", "link", "set", "home", "up")
+        await lab.command("mn", "return_home", interface="home")
+        assert await lab.binding("ha") is None
+
+        async def clean() -> bool:
+            ikes = await ViciDriver(lab.nodes["ha"].files.vici_socket).list_sas()
+            return not ikes and not await lab.observers["ha"].associations()
+
+        # Less than DPD's delay, which would have to pass before anybody was missed.
+        await until(clean, "no IKE_SA and no SA of a node at home", IkeSettings().dpd_delay)
+        await until(lambda: "priority 5555" not in lab.exec("ha", "ip", "xfrm", "policy"), "clean")
+        assert lab.reaches("neighbour", "2001:db8:100::2", HOME_ADDRESS)

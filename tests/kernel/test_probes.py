@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dsmip_ipsec.kernel.extension_states import kernel_has_extension_states
 from dsmip_ipsec.kernel.probe_tries import TRIES
 from dsmip_ipsec.kernel.probes import Capabilities, Status, lab_obstacles, probe
 
@@ -32,6 +33,26 @@ def test_labs_can_run_here(capabilities: Capabilities) -> None:
 @pytest.mark.parametrize("name", ["esp4", "esp6", "esp_in_udp", "migrate", "mip6_hao", "mip6_rt2"])
 def test_what_labs_and_daemons_rest_on(capabilities: Capabilities, name: str) -> None:
     assert capabilities[name].status is Status.OK, capabilities[name].reason
+
+
+def states() -> str:
+    command = ["ip", "xfrm", "state"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_daemons_try_of_extension_states(capabilities: Capabilities) -> None:
+    """It says what `ip` found out, and leaves neither a state nor another namespace behind."""
+    before, namespace = states(), os.readlink("/proc/thread-self/ns/net")
+    assert kernel_has_extension_states() == capabilities.ok("mip6_hao")
+    assert (states(), os.readlink("/proc/thread-self/ns/net")) == (before, namespace)
+
+
+def test_no_extension_states_where_no_namespace_may_be_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """unshare refuses that flag (EINVAL)."""
+    monkeypatch.setattr("dsmip_ipsec.kernel.extension_states._CLONE_NEWNET", 1)
+    assert not kernel_has_extension_states()
 
 
 def test_ok_means_that_the_module_is_there(capabilities: Capabilities) -> None:

@@ -21,7 +21,8 @@ from dsmip_ipsec.kernel.live_state import LINGER_S
 from dsmip_ipsec.kernel.reconciler import Reconciler, _request
 from dsmip_ipsec.mobility.types import Binding, OuterAddress
 from dsmip_ipsec.xfrm import requests as verbs
-from dsmip_ipsec.xfrm.constants import Mode, Protocol
+from dsmip_ipsec.xfrm.constants import Message, Mode, Protocol
+from dsmip_ipsec.xfrm.notifications import Notification, Unread
 from dsmip_ipsec.xfrm.socket import XfrmSocket
 from dsmip_ipsec.xfrm.types import Algorithm, Encap, Key, Replay, State
 
@@ -381,6 +382,35 @@ async def test_what_charon_moves_back_is_moved_again(moving: Moving) -> None:
     moving.install([replace(state, destination=NAT, encap=Encap(4500, 4500))])
     await until(lambda: moving.data()[0x2002].destination == PUBLIC, "moved again")
     assert moving.data()[0x2002].encap is None
+
+
+async def test_what_it_wrote_is_known_by_its_octets(
+    moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of policies and moved SAs in the octets that it was given, so nothing of it
+    need be decoded; anything else that is told of them is."""
+    moving.go("nat")
+    await moving.reconciler.open()
+    moving.install(charon_states(NAT))
+    await moving.reconciler.reconcile()
+    decoded: list[Message] = []
+    read = Unread.read
+
+    def counting(unread: Unread) -> Notification:
+        decoded.append(unread.message)
+        return read(unread)
+
+    monkeypatch.setattr(Unread, "read", counting)
+    moving.go("public")
+    assert await moving.reconciler.reconcile()
+    assert decoded == []
+    assert {sa.replay_window for sa in moving.reconciler.associations} == {64}
+    state = moving.data()[0x2002]
+    moving.delete([state])
+    moving.install([replace(state, replay=Replay(window=128))])
+    await until(lambda: decoded == [Message.NEWSA], "another window")
+    windows = {sa.spi: sa.replay_window for sa in moving.reconciler.associations}
+    assert windows == {0x1001: 64, 0x1002: 64, 0x2001: 64, 0x2002: 128}
 
 
 async def test_ten_thousand_handovers_leave_what_was_there(moving: Moving) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from rendered_nodes import Nodes
+from rendered_nodes import Nodes, care_of, until
 
 pytestmark = pytest.mark.kernel
 
@@ -99,8 +99,17 @@ def test_another_ones_home_address_is_refused_and_logged(thief: str) -> None:
         own.write_text(text)
         for name in ("ha", thief):
             nodes.start_charon(name)
+        nodes.start_daemon("ha")
         for child in ("data", "signalling"):
             assert "TS_UNACCEPTABLE" in nodes.initiate(thief, child)
+        source = care_of(NAMES.index(thief))
+        until(lambda: len(nodes.status("ha")["refused"]) >= 2, "both are in its status")
+        refused = nodes.status("ha")["refused"]
+        assert {(r["reason"], r["connection"], r["source"]) for r in refused} == {
+            ("traffic selectors", thief, source)
+        }
+        own_log = (nodes.out / "ha" / "daemon.log").read_text()
+        assert f"refused {thief} from {source}: traffic selectors " in own_log
         assert "traffic selectors" in nodes.log("ha")
         assert "unacceptable" in nodes.log("ha")
         assert "proto esp" not in nodes.shell("ha", "ip xfrm state")
@@ -120,6 +129,11 @@ def test_another_ones_home_address_is_refused_and_logged(thief: str) -> None:
             or ("no private key" in said)
         ), said
         assert "proto esp" not in nodes.shell("ha", "ip xfrm state")
+        if "no private key" not in said:
+            reasons = {r["reason"]: r for r in nodes.status("ha")["refused"]}
+            last = reasons.get("authentication") or reasons["peer"]
+            assert last["source"] == source
+            assert victim in last["connection"] + last["identity"]
 
 
 def test_an_eap_user_cannot_use_anothers_password() -> None:
@@ -143,6 +157,25 @@ def test_an_eap_user_cannot_use_anothers_password() -> None:
         nodes.load("mn1")
         assert nodes.initiate("mn1", "data")
         assert "EAP method EAP_MD5 failed for peer mn2@example.org" in nodes.log("ha")
+        assert "proto esp" not in nodes.shell("ha", "ip xfrm state")
+
+
+def test_eap_aka_loads_and_fails_for_want_of_a_usim() -> None:
+    """docs/render.md: neither Debian 12 nor 13 has a backend of it."""
+    inventory = """
+[mobile_nodes.mn1]
+identity = "mn1@example.org"
+credentials = { kind = "eap-aka", file = "usim" }
+"""
+    with Nodes(inventory, ("mn1",), files={"usim": "0123456789abcdef" * 4}) as nodes:
+        for name in ("ha", "mn1"):
+            nodes.start_charon(name)
+        for name in ("ha", "mn1"):
+            assert nodes.connections(name)["mn1"]["children"].keys() >= {"data", "signalling"}
+            assert "eap-aka-3gpp" in nodes.log(name)
+        assert "EAP_FAILURE" in nodes.initiate("mn1", "data")
+        assert "tried 0 SIM providers, but none had a quintuplet for " in nodes.log("ha")
+        assert "EAP method EAP_AKA failed for peer mn1@example.org" in nodes.log("ha")
         assert "proto esp" not in nodes.shell("ha", "ip xfrm state")
 
 

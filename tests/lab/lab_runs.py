@@ -78,7 +78,7 @@ def assert_nothing_left(directory: Path, *, within_s: float = 0.0) -> None:
     deadline = time.monotonic() + within_s
     while True:
         processes = subprocess.run(
-            ["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True
+            ["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True
         ).stdout.splitlines()
         left = [str(path) for path in directory.iterdir()]
         left += [line for line in processes if str(directory) in line]

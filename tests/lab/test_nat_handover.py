@@ -19,7 +19,8 @@ UPDATE = ("ip.src", "ip.dst", "udp.srcport", "udp.dstport", "ipv6.src", "ipv6.ds
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> LabRun:
     out = tmp_path_factory.mktemp("lab") / "out"
-    return run_lab(LABS / "nat-handover.toml", out, "--export-keys")
+    stored = Path(__file__).parent / "snapshots" / "nat-handover.txt"
+    return run_lab(LABS / "nat-handover.toml", out, "--export-keys", "--snapshot", str(stored))
 
 
 def test_the_run_passes_and_says_so(run: LabRun) -> None:

@@ -14,11 +14,18 @@ from dsmip_ipsec.lab.spec import load
 SCENARIOS = sorted({path.stem for path in LABS.glob("*.toml")} - {"nat-handover"})
 
 
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_scenario(name: str, tmp_path: Path) -> None:
     # A lab with many nodes has its own deadline in the guest, too.
     limit_s = max(LIMIT_S, 30 + run_s(load(LABS / f"{name}.toml")))
-    run = run_lab(name, tmp_path / "out", limit_s=limit_s)
+    # Where the state after each step is the same in each run, it is stored: with
+    # `lab run NAME --snapshot FILE --update-snapshot`.
+    stored = SNAPSHOTS / f"{name}.txt"
+    options = ["--snapshot", str(stored)] * stored.is_file()
+    run = run_lab(name, tmp_path / "out", *options, limit_s=limit_s)
     failed = [
         (step["name"], expectation)
         for step in [*run.record["steps"], {**run.record, "name": ""}]

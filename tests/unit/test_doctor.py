@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dsmip_ipsec.cli import doctor
-from dsmip_ipsec.cli.doctor import PROGRAMS, Found, judge
+from dsmip_ipsec.cli.doctor import PROGRAMS, Found, judge, userspace_labs
 from dsmip_ipsec.errors import GuestError, KernelError
 from dsmip_ipsec.kernel import probes
 from dsmip_ipsec.kernel.probe_tries import TRIES, CantTry, NotThere, Try
@@ -82,6 +82,15 @@ def test_missing_programs_are_named_by_package_once() -> None:
 def test_optional_programs_may_be_missing() -> None:
     verdict = judge(root=True, programs=programs("nft", "tshark"), host=kernel(), guest=None)
     assert verdict.labs == "host"
+
+
+def test_what_user_space_ipsec_needs_is_less() -> None:
+    host = kernel("esp4", "esp6", "esp_in_udp", "netem", "mh_socket", "rcvmark", "nat_nft")
+    assert userspace_labs(host, root=True) == ["with --ipsec userspace, labs run in place"]
+    assert userspace_labs(host, root=False)[0].endswith("in place without root")
+    for missing in (("tun",), ("veth",), ("nat_nft", "nat_iptables")):
+        assert userspace_labs(kernel(*missing), root=True) == []
+    assert userspace_labs(None, root=True) == []
 
 
 def test_program_closed_to_the_guests_user_matters_for_the_guest_only() -> None:

@@ -6,11 +6,15 @@ import os
 import random
 import shlex
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from dsmip_ipsec.errors import LabError
+from dsmip_ipsec.kernel.probe_tries import TRIES
+from dsmip_ipsec.kernel.probes import Capabilities, Capability, Status
 from dsmip_ipsec.lab import guest, guest_code, guest_kernel, guest_pytest
 from dsmip_ipsec.lab.guest_init import InitSpec, Mount, is_shadowed, render_init
 from dsmip_ipsec.lab.guest_keeper import KeeperConfig
@@ -69,7 +73,7 @@ def test_init_script_is_valid_and_quotes_everything() -> None:
     )
     script = render_init(spec)
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)
-    command = script.split("\nsetsid -w ")[1].split(" >&3")[0]
+    command = script.split("\n/usr/bin/setsid -w ")[1].split(" >&3")[0]
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=True)
     assert done.stdout.decode().split("\0")[:-1] == NASTY
     # The directory that nobody may look into is covered before anything is mounted below it.
@@ -246,3 +250,31 @@ def test_host_kernel_is_refused_to_who_cannot_use_it(monkeypatch: pytest.MonkeyP
         guest_kernel.choose_kernel("vax")
     monkeypatch.setattr(guest_kernel, "find_uml", lambda: "/usr/bin/linux.uml")
     assert guest_kernel.choose_kernel("auto") == "uml"
+
+
+def test_user_space_ipsec_asks_less_of_the_host_and_no_root(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def host(*missing: str) -> Callable[[], Capabilities]:
+        """A kernel without ESP and netem, and without ``missing``."""
+        lacking = {"esp4", "esp6", "esp_in_udp", "netem", "mh_socket", *missing}
+        results = tuple(
+            Capability(name, name, Status.MISSING if name in lacking else Status.OK, "why")
+            for name in TRIES
+        )
+        return lambda: Capabilities("6.1", "x86_64", "user namespace", results)
+
+    monkeypatch.setattr(guest_kernel, "find_uml", lambda: "/usr/bin/linux.uml")
+    for uid in (0, 1000):
+        monkeypatch.setattr("os.geteuid", lambda uid=uid: uid)
+        choose = partial(guest_kernel.choose_kernel, ipsec="userspace")
+        for requested in ("auto", "host"):
+            assert choose(requested, probe_host=host()) == "host"
+        assert guest_kernel.in_user_namespace("host") is (uid != 0)
+        assert not guest_kernel.in_user_namespace("uml")
+        assert choose("auto", probe_host=host("tun")) == "uml"
+        assert choose("auto", probe_host=host("nat_iptables")) == "host", "nftables is there"
+        assert choose("auto", probe_host=host("nat_iptables", "nat_nft")) == "uml"
+        with pytest.raises(LabError, match=r"lacks: tun \(why\)"):
+            choose("host", probe_host=host("tun"))
+        assert guest_kernel.choose_kernel("auto", probe_host=host()) == "uml", "ESP by the kernel"

@@ -52,6 +52,19 @@ def written(tmp_path: Path, text: str) -> Path:
         ("[mobile_nodes.mn1]", '[mobile_nodes."../x"]', 9, "should match"),
         ("[mobile_nodes.mn1]", '[mobile_nodes."include x"]', 9, "should match"),
         ("[mobile_nodes.mn1]", "[mobile_nodes.ha]", 9, "home agent's directory"),
+        ("[mobile_nodes.mn1]", "[mobile_nodes.include]", 9, "another file"),
+        ("[mobile_nodes.mn1]", "[mobile_nodes.ca]", 9, "CA's directory"),
+        ("[mobile_nodes.mn1]", "[mobile_nodes.secrets]", 9, "secrets' directory"),
+        ("[mobile_nodes.mn1]", '[mobile_nodes."\\u001b[31m"]', 9, "\\x1b[31m"),
+        ("[pools]", '[ca]\nname = "' + 33 * "é" + '"\n[pools]', 7, "64 octets"),
+        ("[pools]", "[ike]\nike_proposals = []\n[pools]", 7, "at least one"),
+        ("203.0.113.2", "0.0.0.0", 4, "can't be a home agent's address"),
+        ("2001:db8:100::1", "ff02::1", 3, "can't be a home agent's address"),
+        ("[pools]", 'outer_ipv4 = "203.0.113.2"\n[pools]', 6, "outer_ipv4 is ipv4"),
+        ("[pools]", '[ike]\nike_proposals = ["aes256-sha257-ecp256"]\n[pools]', 7, "'sha257'"),
+        ("[pools]", '[ike]\nike_proposals = ["aes128gcm16-ecp256"]\n[pools]', 7, "a PRF"),
+        ("[pools]", '[ike]\nesp_proposals = ["aes256"]\n[pools]', 7, "without integrity"),
+        ("[home_agent]", 'directory = "/a/../b"\n[home_agent]', 1, "'..'"),
         ('"x509"', '"x508"', 13, "no known kind"),
         ('"ed25519"', '"dsa"', 13, "key_type"),
         ("mn2@", "MN1@", 12, "same identity"),
@@ -137,6 +150,22 @@ def test_a_link_out_of_the_inventorys_directory_is_refused(tmp_path: Path) -> No
     text = GOOD.replace('kind = "eap-md5"', 'kind = "psk", file = "key"')
     with pytest.raises(ConfigError, match="outside"):
         render(inventory_file.load(written(base, text)), tmp_path / "out", now=NOW)
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_sas_of_rfc_4877_beside_those_of_binding_updates(tmp_path: Path, protected: bool) -> None:
+    wanted = "[ike]\nprefix_discovery = true\nreturn_routability = true\n"
+    text = GOOD + wanted + f"[data]\nprotected = {str(protected).lower()}\n"
+    out = tmp_path / "out"
+    render(inventory_file.load(written(tmp_path, text)), out, now=NOW)
+    for node in ("ha", "mn1"):
+        swanctl = (out / node / "swanctl.conf").read_text()
+        daemon = (out / node / "daemon.toml").read_text()
+        assert "prefix-discovery {" in swanctl
+        assert "prefix_discovery_reqid = 55504" in daemon
+        # Where payload is protected, HoTI and HoT are payload (RFC 4877 §6.4).
+        assert ("return-routability {" in swanctl) != protected
+        assert ("return_routability_reqid = 55505" in daemon) != protected
 
 
 def test_overrides_are_included_last(tmp_path: Path) -> None:

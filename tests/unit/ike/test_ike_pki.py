@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.x509.oid import NameOID
 
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ike.inventory import Certificate
@@ -100,3 +101,9 @@ def test_credentials_must_be_pem() -> None:
             ca_certificate=b"-----BEGIN CERTIFICATE-----",
             private_key=b"0000",
         )
+
+
+def test_a_long_name_ends_within_x520s_octets() -> None:
+    authority = CertificateAuthority.create("x" + 40 * "é", now=NOW)
+    (attribute,) = authority.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    assert attribute.value == "x" + 31 * "é"

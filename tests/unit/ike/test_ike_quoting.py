@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsmip_ipsec.errors import ConfigError
-from dsmip_ipsec.ike import quoting
+from dsmip_ipsec.ike import proposals, quoting
 from dsmip_ipsec.ike.inventory import (
     Deployment,
     HomeAgent,
@@ -48,8 +48,9 @@ def test_hostile_names_and_identities_are_refused_by_name(value: str) -> None:
     assert caught.value.hint
     with pytest.raises(ConfigError, match="mobile node name"):
         quoting.section_name(value, "mobile node name")
-    with pytest.raises(ConfigError, match="proposal"):
-        quoting.proposal(value, "proposal")
+    for use in ("IKE", "ESP"):
+        with pytest.raises(ConfigError, match="proposal"):
+            proposals.check(value, use, "proposal")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from dsmip_ipsec.ike import pki
 from dsmip_ipsec.ike.inventory import (
     Deployment,
     HomeAgent,
+    IkeOver,
     IkeSettings,
     MobileNode,
     MobilityMode,
@@ -33,6 +34,8 @@ from dsmip_ipsec.ike.render import (
     write_node,
     write_private,
 )
+from dsmip_ipsec.node.config import MobileNodeConfig
+from dsmip_ipsec.node.daemon_config import daemon_config
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 KEY = b"0123456789abcdef"
@@ -137,6 +140,31 @@ def test_children_differ_in_their_selectors() -> None:
     children = parse(render_swanctl(deployment(), None))["connections"]["mn1"]["children"]
     assert children["signalling"]["local_ts"] != children["signalling-tunnel"]["local_ts"]
     assert next(iter(children)) == "signalling"
+
+
+def test_other_children_are_there_when_wanted() -> None:
+    """RFC 4877 §4.2, §4.3; selectors of their own again, since they tell children apart."""
+    ours = deployment()
+    one = replace(ours.mobile_nodes[0], prefix_discovery_reqid=7, return_routability_reqid=8)
+    ours = replace(ours, mobile_nodes=(one, ours.mobile_nodes[1]))
+    at_ha = parse(render_swanctl(ours, None))["connections"]
+    at_mn = parse(render_swanctl(ours, "mn1"))["connections"]["mn1"]["children"]
+    names = ("prefix-discovery", "prefix-discovery-tunnel", "return-routability")
+    assert not set(names) & set(at_ha["mn2"]["children"])
+    for name, mode, reqid in zip(
+        names, ("transport_proxy", "tunnel", "tunnel"), ("7", "7", "8"), strict=True
+    ):
+        here, there = at_mn[name], at_ha["mn1"]["children"][name]
+        assert (here["local_ts"], here["remote_ts"]) == (there["remote_ts"], there["local_ts"])
+        assert (here["mode"], here["reqid"], here["policies"]) == (mode, reqid, "no")
+        assert there == {**here, "local_ts": there["local_ts"], "remote_ts": there["remote_ts"]}
+    assert at_mn["prefix-discovery"]["local_ts"] == "2001:db8:1::101[58]"
+    assert at_mn["return-routability"]["remote_ts"] == "::/0[135]"
+    selectors = [(child["local_ts"], child["remote_ts"]) for child in at_mn.values()]
+    assert len(set(selectors)) == len(selectors)
+    other = replace(ours.mobile_nodes[1], prefix_discovery_reqid=7)
+    with pytest.raises(ConfigError, match="share the reqid 7"):
+        replace(ours, mobile_nodes=(one, other))
 
 
 def test_unprotected_data_has_no_child() -> None:
@@ -313,3 +341,43 @@ def test_settings_reach_the_files() -> None:
     assert connection["dpd_delay"] == "7s"
     assert connection["rekey_time"] == "600s"
     assert {child["rekey_time"] for child in connection["children"].values()} == {"300s"}
+
+
+@pytest.mark.parametrize(
+    ("over", "names", "own"),
+    [
+        (IkeOver.IPV4, {"mn1"}, "203.0.113.2"),
+        (IkeOver.IPV6, {"mn1-ipv6"}, "2001:db8:1::1"),
+        (IkeOver.DUAL, {"mn1", "mn1-ipv6"}, "203.0.113.2, 2001:db8:1::1"),
+    ],
+)
+def test_ike_begins_over_the_families_that_the_home_agent_has_it_at(
+    over: IkeOver, names: set[str], own: str, tmp_path: Path
+) -> None:
+    ours = deployment()
+    nodes = tuple(replace(mn, mirror_reqid=900 + i) for i, mn in enumerate(ours.mobile_nodes))
+    ours = replace(ours, home_agent=replace(ours.home_agent, ike_over=over), mobile_nodes=nodes)
+    assert set(parse(render_swanctl(ours, "mn1"))["connections"]) == names
+    assert parse(render_swanctl(ours, None))["connections"]["mn1"]["local_addrs"] == own
+    document = daemon_config(ours, "mn1", NodeFiles(tmp_path, "mn1"), tmp_path / "s", {})
+    section = MobileNodeConfig.model_validate(document).ike
+    assert section is not None
+    assert {section.connection, section.ipv6_connection} - {""} == names
+
+
+def test_behind_a_static_napt_the_two_ends_know_different_addresses(tmp_path: Path) -> None:
+    """RFC 5555 §1.3, scenario 3."""
+    ours = deployment()
+    agent = replace(ours.home_agent, outer_ipv4=IPv4Address("198.51.100.9"))
+    nodes = tuple(replace(mn, mirror_reqid=900 + i) for i, mn in enumerate(ours.mobile_nodes))
+    ours = replace(ours, home_agent=agent, mobile_nodes=nodes)
+    at_ha = parse(render_swanctl(ours, None))["connections"]["mn1"]
+    assert at_ha["local_addrs"] == "203.0.113.2, 2001:db8:1::1"
+    assert (
+        parse(render_swanctl(ours, "mn1"))["connections"]["mn1"]["remote_addrs"] == "198.51.100.9"
+    )
+    for node, address in ((None, "203.0.113.2"), ("mn1", "198.51.100.9")):
+        files = NodeFiles(tmp_path, node or "ha")
+        section = daemon_config(ours, node, files, tmp_path / "s", {})["home_agent"]
+        assert section["home_agent_ipv4"] == address
+        assert section["behind_nat"] is True

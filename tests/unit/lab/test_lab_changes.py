@@ -9,12 +9,12 @@ import pytest
 
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.lab import nat, routes
+from dsmip_ipsec.lab.expect_models import Expect
 from dsmip_ipsec.lab.expectations import Observation, judge, judge_failure
 from dsmip_ipsec.lab.flow import FlowSpec, flows
 from dsmip_ipsec.lab.record import Binding, Encapsulation, IkeSa, NodeState, SecurityAssociation
 from dsmip_ipsec.lab.spec import Nat, load, parse
 from dsmip_ipsec.lab.spec_checks import process_names
-from dsmip_ipsec.lab.spec_models import Expect
 
 LABS = Path(__file__).parents[3] / "labs"
 

@@ -16,6 +16,7 @@ from dsmip_ipsec.lab import spec
 from dsmip_ipsec.lab.record import (
     Expectation,
     NodeState,
+    NotApplicable,
     RunRecord,
     SecurityAssociation,
     StepRecord,
@@ -91,6 +92,20 @@ def lab(played: Playback) -> Lab:
 def bad_step(step: StepRecord) -> StepRecord:
     wrong = Expectation(name="NAT", expected="yes", seen="nothing", passed=False)
     return step.model_copy(update={"expectations": (wrong,)})
+
+
+def test_what_is_expected_of_captures_is_judged_at_the_end(lab: Lab, played: Playback) -> None:
+    first, *others = played.recorded.steps
+    later = NotApplicable(name="captured", reason="judged when the lab is finished")
+    found = Expectation(name="captured at mn on visited-a", expected="1", seen="0", passed=False)
+    told = first.model_copy(update={"not_applicable": (later,)})
+    played.recorded = played.recorded.model_copy(update={"steps": (told, *others)})
+    lab.step({"attach": "visited-a"})  # nothing is known yet
+    judged = first.model_copy(update={"expectations": (found,)})
+    played.recorded = played.recorded.model_copy(update={"steps": (judged, *others)})
+    with pytest.raises(AssertionError, match="captured at mn on visited-a: expected 1, saw 0"):
+        lab.close(keep=False, pcap=False)
+    assert played.closed
 
 
 def test_nodes_by_name_and_role(lab: Lab) -> None:

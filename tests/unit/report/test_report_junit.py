@@ -9,7 +9,7 @@ import pytest
 from report_samples import record
 
 from dsmip_ipsec.errors import LabError
-from dsmip_ipsec.lab.record import Failure, RunRecord
+from dsmip_ipsec.lab.record import Failure, NotApplicable, RunRecord
 from dsmip_ipsec.report import junit
 
 
@@ -41,6 +41,18 @@ def test_a_failure_says_what_was_expected_and_seen() -> None:
     assert failure is not None
     assert "at most 140 ms" in failure.attrib["message"]
     assert "412.0 ms" in failure.attrib["message"]
+
+
+def test_what_could_not_be_judged_is_skipped() -> None:
+    run = record()
+    missing = NotApplicable(name="IKE exchange", reason="there is no IKE")
+    first = run.steps[0].model_copy(update={"not_applicable": (missing,)})
+    run = run.model_copy(update={"steps": (first, *run.steps[1:])})
+    assert counts(run) == (6, 0, 0)
+    root = ET.fromstring(junit.render(run))
+    (case,) = [case for case in root.iter("testcase") if case.find("skipped") is not None]
+    assert case.attrib["name"] == "IKE exchange"
+    assert next(suite.attrib["skipped"] for suite in root.iter("testsuite")) == "1"
 
 
 def test_hostile_text_stays_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,30 @@ def test_keys_come_from_one_place(tmp_path: Path, changes: dict[str, Any], messa
         read(tmp_path, sas(), **changes)
     assert message in caught.value.message
     assert "11" * 16 not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reqid", "changes", "message"),
+    [
+        ("prefix_discovery_reqid", {"ipsec": "userspace"}, 'belongs to ipsec = "kernel"'),
+        ("return_routability_reqid", {}, "belongs to protect_data = false"),
+    ],
+)
+def test_reqids_without_sas(
+    tmp_path: Path, reqid: str, changes: dict[str, Any], message: str
+) -> None:
+    """RFC 4877's other SAs: IKE has to make them, and HoTI and HoT may be payload."""
+    path = write(tmp_path / "mn.toml", [])
+    document = tomllib.loads(path.read_text())
+    document["mobile_node"][reqid] = 4
+    ike = {"vici_socket": "x", "connection": "y"}
+    document |= {"ipsec": "kernel", "ike": ike, **changes}
+    path.write_text(tomli_w.dumps(document), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load(path, MobileNodeConfig)
+    if not changes:
+        path.write_text(tomli_w.dumps({**document, "protect_data": False}), encoding="utf-8")
+        assert load(path, MobileNodeConfig).peering().reqids.return_routability == 4
 
 
 def test_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
