@@ -165,7 +165,7 @@ class Judge:
         level: dict[str, Any] = {}
         text = self.log.read_text()
         # By name where there is an /etc/protocols.
-        for name, number in (("mobility-header", 135), ("ipv6-nonxt", 59)):
+        for name, number in (("mobility-header", 135), ("ipv6-nonxt", 59), ("ipv6-icmp", 58)):
             text = text.replace(f"[{name}]", f"[{number}]")
         for line in text.splitlines():
             words = line.partition("[CFG] ")[2]

@@ -5,6 +5,7 @@ What is expected is told from the inventory and docs/render.md alone, not from t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -144,7 +145,8 @@ def inventories(draw: st.DrawFn) -> dict[str, Any]:
         maybe(ike, key, _seconds)
     maybe(ike, "dpd_delay_s", st.sampled_from([1, 4, 3600]))
     maybe(ike, "revocation", st.sampled_from(["strict", "relaxed"]))
-    maybe(ike, "configuration_payload", st.booleans())
+    for key in ("configuration_payload", "prefix_discovery", "return_routability"):
+        maybe(ike, key, st.booleans())
     inventory: dict[str, Any] = {
         "home_agent": agent,
         "mobile_nodes": nodes,
@@ -152,7 +154,11 @@ def inventories(draw: st.DrawFn) -> dict[str, Any]:
         "ike": ike,
     }
     maybe(inventory["pools"], "ipv4", st.just("203.0.113.128/26"))
-    maybe(inventory, "data", st.fixed_dictionaries({"protected": st.booleans()}))
+    maybe(
+        inventory,
+        "data",
+        st.fixed_dictionaries({key: st.booleans() for key in ("protected", "copy_df")}),
+    )
     maybe(inventory, "ca", st.fixed_dictionaries({"name": st.text(min_size=1, max_size=30)}))
     return inventory
 
@@ -175,8 +181,9 @@ EVERYTHING: dict[str, Any] = {
         "esp_proposals": ["aes256gcm-ecp521", "aes-sha1"], "mobility_mode": "renegotiate",
         "rekey_time_s": 7200, "child_rekey_time_s": 1200, "reauth_time_s": 86399,
         "dpd_delay_s": 17, "revocation": "strict", "configuration_payload": True,
+        "prefix_discovery": True,
     },
-    "data": {"protected": True},
+    "data": {"protected": True, "copy_df": False},
 }  # fmt: skip
 
 
@@ -245,7 +252,7 @@ def _connection(
     inventory: dict[str, Any], index: int, name: str, *, at_home_agent: bool
 ) -> Reading:
     agent, node = inventory["home_agent"], inventory["mobile_nodes"][name]
-    ike, protected = inventory["ike"], inventory.get("data", {}).get("protected", True)
+    ike, data = inventory["ike"], inventory.get("data", {})
     mobike = ike.get("mobility_mode", "mobike") == "mobike"
     home = homes(inventory)[name]
     own = {
@@ -260,17 +267,7 @@ def _connection(
     host = [f"{a}/{128 if ':' in a else 32}" for a in home]
     world = ["::/0", "0.0.0.0/0"][: len(home)]
     children = {}
-    for child, mode in (
-        ("signalling", "TRANSPORT_PROXY"), ("signalling-tunnel", "TUNNEL"), ("data", "TUNNEL"),
-    ):  # fmt: skip
-        if child == "data":
-            mine, theirs = host, world
-            if not protected:
-                continue
-        else:
-            protocols = ["135", *(["59"] if child != "signalling" else [])]
-            mine = [f"{home[0]}/128[{each}]" for each in protocols]
-            theirs = [f"{agent['ipv6']}/128[{each}]" for each in protocols]
+    for child, mode, reqid, mine, theirs in _children(inventory, home, host, world):
         if at_home_agent:
             mine, theirs = theirs, mine
         time = ike.get("child_rekey_time_s", 3600)
@@ -279,8 +276,9 @@ def _connection(
             "policies": "0",
             "local_ts": " ".join(mine),
             "remote_ts": " ".join(theirs),
-            # docs/daemons.md numbers them: two and a mirror's a mobile node, ten apart.
-            "reqid": str(55501 + 10 * index + (2 if child == "data" else 0)),
+            # From 55501 on, ten apart for each mobile node.
+            "reqid": str(reqid + 10 * index),
+            "copy_df": "0" if child == "data" and not data.get("copy_df", True) else "1",
             "rekey_time": str(time),
             "dpd_action": "none",
             "start_action": "none",
@@ -315,9 +313,43 @@ def _connection(
         ),
         "vips": ["%any6", "%any"][: len(home)] if hands_out and not at_home_agent else [],
         "local": ends[0 if at_home_agent else 1],
-        "remote": ends[1 if at_home_agent else 0],
+        "remote": _judged(ends[1 if at_home_agent else 0], ike),
         "children": children,
     }
+
+
+def _children(
+    inventory: dict[str, Any], home: list[str], host: list[str], world: list[str]
+) -> Iterator[tuple[str, str, int, list[str], list[str]]]:
+    """(name, mode, reqid, selectors of the mobile node's end, and of the other end)."""
+    ike, agent = inventory["ike"], inventory["home_agent"]["ipv6"]
+    protected = inventory.get("data", {}).get("protected", True)
+
+    def between(*protocols: int) -> tuple[list[str], list[str]]:
+        return (
+            [f"{home[0]}/128[{each}]" for each in protocols],
+            [f"{agent}/128[{each}]" for each in protocols],
+        )
+
+    yield ("signalling", "TRANSPORT_PROXY", 55501, *between(135))
+    yield ("signalling-tunnel", "TUNNEL", 55501, *between(135, 59))
+    if protected:
+        yield "data", "TUNNEL", 55503, host, world
+    if ike.get("prefix_discovery", False):
+        yield ("prefix-discovery", "TRANSPORT_PROXY", 55504, *between(58))
+        yield ("prefix-discovery-tunnel", "TUNNEL", 55504, *between(58, 59))
+    if ike.get("return_routability", False) and not protected:
+        yield "return-routability", "TUNNEL", 55505, between(135)[0], ["::/0[135]"]
+
+
+# What a revocation list has to say of the peer's certificate; charon says nothing for "relaxed".
+REVOCATION = {"strict": "GOOD"}
+
+
+def _judged(end: Reading, ike: dict[str, Any]) -> Reading:
+    if end["class"] != "public key":
+        return end
+    return {**end, "revocation": REVOCATION.get(ike.get("revocation", "relaxed"))}
 
 
 def _ends(inventory: dict[str, Any], name: str) -> tuple[Reading, Reading]:

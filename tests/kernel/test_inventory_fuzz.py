@@ -30,7 +30,7 @@ def judge() -> Iterator[Judge]:
         yield found
 
 
-EXAMPLES = int(os.environ.get("DSMIP_FUZZ_EXAMPLES", "14"))
+EXAMPLES = int(os.environ.get("DSMIP_FUZZ_EXAMPLES", "10"))
 FUZZ = settings(
     deadline=None,
     database=None,
@@ -52,6 +52,7 @@ def test_what_render_takes_charon_has_as_it_was_meant(judge: Judge) -> None:
     @example(inventories.EVERYTHING, 2)
     @example(inventories.EVERYTHING, 3)
     @example(inventories.EVERYTHING, 4)
+    @example({**inventories.EVERYTHING, "ike": {}}, 0)
     @given(inventories.inventories(), st.integers(0, 11))
     def each(inventory: dict[str, Any], seed: int) -> None:
         judge.judge(inventory, seed)

@@ -46,8 +46,9 @@ def test_every_option_is_read_as_it_was_meant(judge: Judge, mode: str, seed: int
 
 
 def test_the_defaults_are_read_as_they_were_meant(judge: Judge) -> None:
-    inventory = {**inventories.EVERYTHING, "ike": {}}
-    for seed in (0, 1):
+    """And, with unprotected payload, what only then there is."""
+    for seed, ike, data in ((0, {}, {}), (1, {"return_routability": True}, {"protected": False})):
+        inventory = {**inventories.EVERYTHING, "ike": ike, "data": data}
         judge.accepted = 0
         judge.judge(inventory, seed)
         assert judge.accepted == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,25 @@ def test_overrides_are_included_last(tmp_path: Path) -> None:
     assert "include" not in (out / "mn1" / "swanctl.conf").read_text()
     render(inventory_file.load(written(tmp_path, GOOD)), out, now=NOW)
     assert not (out / "ha" / "swanctl-overrides.conf").exists()
+
+
+def test_a_readmes_commands_are_a_shells_words_wherever_they_are(tmp_path: Path) -> None:
+    out = tmp_path / "a b"
+    render(inventory_file.load(written(tmp_path, GOOD)), out, now=NOW)
+    for node, role in (("ha", "ha"), ("mn1", "mn")):
+        text = (out / node / "README.md").read_text()
+        commands = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+        charon, wait, load, daemon, *others = map(shlex.split, commands)
+        files = out / node
+        assert charon == [
+            f"STRONGSWAN_CONF={files}/strongswan.conf",
+            "/usr/sbin/charon-systemd",
+            "&",
+        ]
+        assert wait[0] == "until"
+        for words in (wait, load):
+            assert f"unix://{files}/charon.vici" in [word.rstrip(";") for word in words]
+        assert daemon == ["dsmip-ipsec", role, "--config", f"{files}/daemon.toml", "&"]
+        assert all(
+            words[:3] == ["dsmip-ipsec", "control", f"{files}/daemon.toml"] for words in others
+        )
