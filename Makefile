@@ -30,7 +30,7 @@ ALONE := $(foreach name,nat_handover faults userspace userspace_labs,tests/lab/t
 
 # What tests need beyond that: a browser that judges the HTML report and a sandbox for guests (unit
 # tests, too), routers that advertise, and Debian's stock kernel under QEMU.
-TEST_PACKAGES := chromium bubblewrap radvd qemu-system-x86 linux-image-amd64 busybox-static
+TEST_PACKAGES := chromium bubblewrap radvd dnsmasq-base qemu-system-x86 linux-image-amd64 busybox-static
 
 .PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults test-strongswan6 test-examples test-mutations bench lint install packages clean
 .DEFAULT_GOAL := help

@@ -20,9 +20,6 @@ OUTPUT = ("record.json", "report.html", "captures", "logs", "wireshark", "guest-
 # In a guest: the directory's name on the host, for what is printed there.
 SHOWN_AS_VARIABLE = "DSMIP_OUT_SHOWN_AS"
 
-# The guest's boot, the lab's set-up and teardown, and every step at its limit.
-_RUN_S = 120.0
-
 
 def add_parser(commands: Any) -> None:
     """Add the sub-command and its own sub-commands."""
@@ -205,12 +202,13 @@ def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace, kernel: 
     """Run the same command on a guest kernel, and bring home what it wrote."""
     from dsmip_ipsec.cli.lab_snapshots import Storing
     from dsmip_ipsec.cli.progress import say_with_time
-    from dsmip_ipsec.lab import spec
+    from dsmip_ipsec.lab import size, spec
     from dsmip_ipsec.lab.guest import collect_share, prepare_share, run_in_guest_sync
     from dsmip_ipsec.lab.guest_init import GUEST_SHARE
     from dsmip_ipsec.lab.guest_kernel import KERNEL_KIND_VARIABLE, KERNEL_TITLES, guest_kind
     from dsmip_ipsec.lab.record import load
 
+    lab = spec.load(path)
     work = Path(tempfile.mkdtemp(prefix="dsmip-lab-"))
     try:
         work.chmod(0o711)  # the guest's user must reach its share below
@@ -247,7 +245,8 @@ def _run_in_guest(path: Path, out: Path, arguments: argparse.Namespace, kernel: 
                 SHOWN_AS_VARIABLE: str(arguments.out or ""),
                 **_terminal(),
             },
-            deadline_s=_RUN_S,
+            deadline_s=size.run_s(lab),
+            mem_mb=size.memory_mb(lab),
             on_line=show,
             console_log=out / "guest-console.log",
             kind=guest_kind(kernel),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ike import proposals, quoting
@@ -146,6 +146,7 @@ class MobileNode:
     ``signalling_reqid`` and ``data_reqid`` (1 … 2³²-1) tie the SAs that charon negotiates to the
     policies that we install; they are unique per mobile node on a home agent, as is
     ``mirror_reqid`` of the daemons' own SAs (None: no daemon is configured from this).
+    ``mobile_network_prefixes``: of the networks behind a mobile router (RFC 3963).
     ``prefix_discovery_reqid`` and ``return_routability_reqid``: of SAs of their own for mobile
     prefix discovery, and for HoTI and HoT where payload isn't protected (RFC 4877 §4.2, §4.3); 0:
     none.
@@ -159,6 +160,7 @@ class MobileNode:
     data_reqid: int
     ipv4_home_address: IPv4Address | None = None
     mirror_reqid: int | None = None
+    mobile_network_prefixes: tuple[IPv6Network, ...] = ()
     prefix_discovery_reqid: int = 0
     return_routability_reqid: int = 0
 

@@ -171,6 +171,7 @@ def _connections(deployment: Deployment, node: str | None) -> list[_Connection]:
         # What the mobile node's payload may be exchanged with: anything, in the families that it
         # has a home address of.
         world = ("::/0", "0.0.0.0/0")[: len(home)]
+        behind = tuple(str(prefix) for prefix in mn.mobile_network_prefixes)
         rounds = authentication.rounds(ha, mn)
         handed_out = deployment.settings.configuration_payload
         signalling = (_mobility_ts(mn.home_address), _mobility_ts(ha.ipv6))
@@ -188,8 +189,8 @@ def _connections(deployment: Deployment, node: str | None) -> list[_Connection]:
             signalling_remote_ts=signalling[not at_home_agent],
             signalling_tunnel_local_ts=_tunnel_ts(ha.ipv6 if at_home_agent else mn.home_address),
             signalling_tunnel_remote_ts=_tunnel_ts(mn.home_address if at_home_agent else ha.ipv6),
-            data_local_ts=world if at_home_agent else home,
-            data_remote_ts=home if at_home_agent else world,
+            data_local_ts=world if at_home_agent else home + behind,
+            data_remote_ts=home + behind if at_home_agent else world,
             signalling_reqid=mn.signalling_reqid,
             data_reqid=mn.data_reqid,
             pretends_nat=False,

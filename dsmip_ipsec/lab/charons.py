@@ -9,6 +9,7 @@ from dsmip_ipsec.errors import IkeError
 from dsmip_ipsec.ike import charon
 from dsmip_ipsec.ike.render import ipv6_connection
 from dsmip_ipsec.ike.vici_driver import ViciDriver
+from dsmip_ipsec.lab import size
 from dsmip_ipsec.lab.deploy import NodeDeployment
 from dsmip_ipsec.lab.processes import Processes
 from dsmip_ipsec.lab.readiness import until_answer
@@ -40,7 +41,10 @@ class Charons:
     async def load(self, node: NodeDeployment) -> None:
         """Wait for the charon of ``node`` and give it its configuration. Raises DsmipError."""
         driver = ViciDriver(node.files.vici_socket)
-        self.version = await until_answer(driver.version, f"charon of {node.name}", self._logs)
+        limit_s = size.ready_s(len(self._topology.lab.mobile_nodes()))
+        self.version = await until_answer(
+            driver.version, f"charon of {node.name}", self._logs, limit_s=limit_s
+        )
         await driver.load_all(node.files)
 
     @staticmethod

@@ -9,6 +9,7 @@ import secrets
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,12 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
                 else authority.issue(identity, now=now),
                 signalling_reqid=ids.signalling,
                 mirror_reqid=ids.mirror,
+                mobile_network_prefixes=tuple(
+                    prefix
+                    for link in node.mobile_networks
+                    for prefix in routes.prefixes(lab, link, 6)
+                    if isinstance(prefix, IPv6Network)
+                ),
                 data_reqid=ids.data,
                 prefix_discovery_reqid=ids.prefix_discovery,
                 return_routability_reqid=ids.return_routability,
@@ -197,7 +204,7 @@ def _mobile_node_settings(lab: Lab, node: str) -> dict[str, Any]:
         "force_udp": lab.mobility.force_udp,
         "handover_timeout_s": lab.mobility.handover_timeout_s,
     }
-    links = [name for name, link in lab.links.items() if node in link.ends]
+    links = routes.visits(lab, node)
     if lab.mobility.detect_movement:
         settings["interfaces"] = links
     for link in links:
@@ -212,4 +219,6 @@ def _interfaces(lab: Lab, name: str) -> tuple[str, ...]:
     """Links that lead to the other end. Without the limit charon would try the path between home
     address and home agent, which is the tunnel itself. The home agent's IPv6 address, which MOBIKE
     has to announce, is on the home link."""
+    if name in lab.mobile_nodes():
+        return tuple(routes.visits(lab, name))
     return tuple(link for link, ends in lab.links.items() if name in ends.ends)

@@ -11,7 +11,8 @@ def draw(lab: Lab) -> str:
     """One line an end: every link, with what it does to packets, and who is on it.
 
     A node that is on several links is drawn with the rest of its links below it where it is first
-    met, and as ``(see above)`` afterwards; mobile nodes are listed on each link that they visit.
+    met, and as ``(see above)`` afterwards; mobile nodes are listed on each link that they visit,
+    with their mobile networks on the first.
     """
     start = next(
         (name for name, node in lab.nodes.items() if isinstance(node, Router)),
@@ -27,7 +28,9 @@ def draw(lab: Lab) -> str:
 
 
 def _below(lab: Lab, node: str, came: str | None, indent: str, drawn: set[str]) -> Iterator[str]:
-    links = [name for name, link in lab.links.items() if node in link.ends and name not in drawn]
+    declared = lab.nodes[node]
+    ours = declared.mobile_networks if isinstance(declared, MobileNode) else lab.links
+    links = [name for name in ours if node in lab.links[name].ends and name not in drawn]
     drawn.update(links)
     for position, name in enumerate(links):
         last = position == len(links) - 1
@@ -42,8 +45,7 @@ def _ends(lab: Lab, link: str, but: str, indent: str, drawn: set[str]) -> Iterat
         last = position == len(others) - 1
         addresses = ", ".join(map(str, lab.links[link].ends[node]))
         yield f"{indent}{'`' if last else '|'}-- {node}{_role(lab, node)}  {addresses}".rstrip()
-        if not isinstance(lab.nodes[node], MobileNode):
-            yield from _below(lab, node, link, indent + ("    " if last else "|   "), drawn)
+        yield from _below(lab, node, link, indent + ("    " if last else "|   "), drawn)
 
 
 def _role(lab: Lab, node: str) -> str:

@@ -37,7 +37,8 @@ class FlowSpec:
     """One flow: probes of ``size`` octets from ``source`` to ``destination``, UDP port ``port`` at
     both ends, one every ``interval_ms``. ``number`` tells flows apart on the wire, ``name`` in the
     logs. ``node``: the mobile node. ``traffic_class``: DSCP and ECN, one octet. ``protocol``: a
-    probe is a datagram, or a part of a TCP connection to that port."""
+    probe is a datagram, or a part of a TCP connection to that port. ``end``: the host behind the
+    mobile node at whose address the flow is ("": the mobile node's own)."""
 
     number: int
     name: str
@@ -50,6 +51,7 @@ class FlowSpec:
     node: str = "mn"
     traffic_class: int = 0
     protocol: Protocol = "udp"
+    end: str = ""
 
     @property
     def family(self) -> Literal["ipv4", "ipv6"]:

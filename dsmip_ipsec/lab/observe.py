@@ -7,8 +7,13 @@ from its charon. Three independent sources: that they agree is what a lab shows.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import socket
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,6 +35,7 @@ from dsmip_ipsec.xfrm.types import Policy
 Result = TypeVar("Result")
 
 STATUS_TIMEOUT_S = 5.0
+_SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 _DIRECTIONS: dict[Direction, Literal["in", "out", "fwd"]] = {
     Direction.IN: "in",
@@ -261,3 +267,17 @@ def growth(
         )
         for name in after
     }
+
+
+def addresses_of(interface: str) -> frozenset[IPv4Address | IPv6Address]:
+    """Those that an interface of the calling thread's namespace has, of IPv4 the first."""
+    lines = Path("/proc/thread-self/net/if_inet6").read_text(encoding="ascii").splitlines()
+    fields = (line.split() for line in lines)
+    found: set[IPv4Address | IPv6Address] = {
+        IPv6Address(bytes.fromhex(field[0])) for field in fields if field[-1] == interface
+    }
+    request = struct.pack("16sH14x", interface.encode(), socket.AF_INET)  # struct ifreq
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control, suppress(OSError):
+        answer = fcntl.ioctl(control, _SIOCGIFADDR, request)
+        found.add(IPv4Address(answer[20:24]))
+    return frozenset(found)

@@ -121,11 +121,17 @@ class GuestPlace:
     seen_at = Path(GUEST_SHARE)
 
     def __init__(
-        self, kind: type[Guest], share: Path, console_log: Path, *, orphans: Sequence[Path]
+        self,
+        kind: type[Guest],
+        share: Path,
+        console_log: Path,
+        *,
+        memory_mb: int,
+        orphans: Sequence[Path],
     ) -> None:
         prepare_share(share)
         self.share = share
-        self._guest = kind(share=share, console_log=console_log, orphans=orphans)
+        self._guest = kind(share=share, console_log=console_log, mem_mb=memory_mb, orphans=orphans)
 
     @property
     def pace(self) -> float:
@@ -147,8 +153,11 @@ class GuestPlace:
         )
 
 
-def place_for(kernel: Kernel, work: Path, console_log: Path) -> Place:
-    """The place for a kernel that was chosen, with its share below ``work``. Raises LabError."""
+def place_for(kernel: Kernel, work: Path, console_log: Path, *, memory_mb: int) -> Place:
+    """The place for a kernel that was chosen, with its share below ``work``, and memory for the lab
+    where it is a guest. Raises LabError."""
     if kernel == "host":
         return HostPlace(work / "share")
-    return GuestPlace(guest_kind(kernel), work / "share", console_log, orphans=[work])
+    return GuestPlace(
+        guest_kind(kernel), work / "share", console_log, memory_mb=memory_mb, orphans=[work]
+    )

@@ -17,11 +17,13 @@ READY_S = 20.0
 POLL_S = 0.02
 
 
-async def until_answer(ask: Callable[[], Awaitable[T]], what: str, logs: Path) -> T:
-    """Ask until there is an answer. Raises LabError after READY_S (scaled) seconds."""
+async def until_answer(
+    ask: Callable[[], Awaitable[T]], what: str, logs: Path, *, limit_s: float = READY_S
+) -> T:
+    """Ask until there is an answer. Raises LabError after ``limit_s`` (scaled) seconds."""
     last: DsmipError | None = None
     try:
-        async with asyncio.timeout(scaled(READY_S)):
+        async with asyncio.timeout(scaled(limit_s)):
             while True:
                 try:
                     return await ask()
@@ -30,6 +32,6 @@ async def until_answer(ask: Callable[[], Awaitable[T]], what: str, logs: Path) -
                 await asyncio.sleep(POLL_S)
     except TimeoutError as error:
         raise LabError(
-            f"{what} isn't ready after {scaled(READY_S):g} s: {last}",
+            f"{what} isn't ready after {scaled(limit_s):g} s: {last}",
             hint=f"read its log in {logs}",
         ) from error

@@ -3,6 +3,7 @@
 Pure: a :class:`Lab` in, routes out. Three rules make the routes those of a real internetwork:
 
 - only routers, home agents and NATs forward;
+- what is on a mobile network is behind the home agent, and goes there first;
 - a NAT is passed from inside to outside only, so that nothing outside has a route to a private
   prefix, while everything inside has one to what is outside;
 - a mobile node gets none: where it is, and what it routes there, is what the lab is about.
@@ -122,9 +123,18 @@ def ways(lab: Lab, origin: str, family: Family, start: str | None = None) -> dic
 
 def _forwarded(lab: Lab, router: str, link: str, family: Family) -> Iterator[str]:
     """Links that ``router`` forwards to what comes in from ``link``."""
+    node = lab.nodes[router]
+    if isinstance(node, MobileNode):
+        # Its tunnel: from a mobile network to the home link, at whose home agent the way goes on.
+        if family == 6 and link in node.mobile_networks:
+            yield from (agent.home_link for agent in lab.home_agents().values())
+        return
     if not forwards(lab, router):
         return
-    node = lab.nodes[router]
+    if isinstance(node, HomeAgent) and family == 6:
+        yield from (
+            name for mobile in lab.mobile_nodes().values() for name in mobile.mobile_networks
+        )
     for onward in lab.links:
         if onward == link or not address_on(lab, router, onward, family):
             continue
@@ -144,6 +154,16 @@ def routes(lab: Lab, node: str) -> list[Route]:
     if isinstance(lab.nodes[node], MobileNode):
         return []
     return [route for family in (4, 6) for route in _family_routes(lab, node, family)]
+
+
+def kept_prefixes(lab: Lab, node: str) -> list[Network]:
+    """Prefixes that lead to ``node``, and on from there by a binding only: a home agent's mobile
+    networks. Its default route would send them back to who sent them."""
+    if not isinstance(lab.nodes[node], HomeAgent):
+        return []
+    mobiles = lab.mobile_nodes().values()
+    links = [link for mobile in mobiles for link in mobile.mobile_networks]
+    return [prefix for link in links for prefix in prefixes(lab, link, 6)]
 
 
 def _family_routes(lab: Lab, node: str, family: Family) -> list[Route]:
@@ -213,6 +233,12 @@ def static_nat(lab: Lab, home_agent: str) -> str | None:
             if outer in [address.ip for address in outside]:
                 return name
     return None
+
+
+def visits(lab: Lab, node: str) -> list[str]:
+    """The links that the mobile node ``node`` may be on: all but its mobile networks."""
+    behind = lab.mobile_nodes()[node].mobile_networks
+    return [name for name, link in lab.links.items() if node in link.ends and name not in behind]
 
 
 def rtt_ms(lab: Lab, node: str, link: str, peer: str, family: Family = 4) -> float | None:

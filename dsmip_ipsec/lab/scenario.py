@@ -14,7 +14,7 @@ from pathlib import Path
 
 import dsmip_ipsec
 from dsmip_ipsec.errors import DsmipError, LabError
-from dsmip_ipsec.lab import flow, ipsec_kind, record, routes, run_facts
+from dsmip_ipsec.lab import flow, ipsec_kind, record, routes, run_facts, size
 from dsmip_ipsec.lab.deploy import reqids
 from dsmip_ipsec.lab.expect_models import OF_FLOWS
 from dsmip_ipsec.lab.expectations import Ends, Observation, judge, judge_failure, not_yet
@@ -25,17 +25,17 @@ from dsmip_ipsec.lab.settling import Agrees, agreed
 from dsmip_ipsec.lab.spec import Expect, Lab, Step
 from dsmip_ipsec.lab.standing import StandingLab
 from dsmip_ipsec.lab.timeline import measured, timeline
+from dsmip_ipsec.lab.turns import in_turns
 from dsmip_ipsec.node import control
 from dsmip_ipsec.node.config import IpsecKind
 
-# A step that isn't done by then has failed: a user hears of it within half a minute.
-STEP_S = 25.0
 # How long flows are watched after a step, for late losses and to see whether data gets through.
 WATCH_S = 0.6
 # How long both ends may take to agree once the mobile node is done.
 SETTLE_S = 3.0
-# What each further mobile node that takes part in a step adds to its time.
-NODE_S = 3.0
+# So many mobile nodes do at once what a step has all of them do: there may be one CPU, and each has
+# its time for a handover.
+_AT_ONCE = 4
 _POLL_S = 0.05
 
 
@@ -83,7 +83,7 @@ class Scenario:
             lab, out, export_keys=export_keys, say=say, nursery=nursery, ipsec=ipsec
         )
         self.networks: dict[str, str] = {}  # mobile node: the link that it is on
-        self._autoconfigured: dict[str, frozenset[IPv6Address]] = {}
+        self._autoconfigured: dict[str, frozenset[IPv4Address | IPv6Address]] = {}
         self._nodes = tuple(lab.mobile_nodes())
         self._done: list[_Done] = []
         self._started, self._began = datetime.now(UTC), time.monotonic()
@@ -177,7 +177,7 @@ class Scenario:
     async def _step(self, step: Step) -> None:
         started = time.monotonic()
         self._say(f"{step.name} …")
-        limit_s = scaled(STEP_S + NODE_S * (len(self.lab.step_nodes(step)) - 1))
+        limit_s = scaled(size.step_s(len(self.lab.step_nodes(step))))
         try:
             async with asyncio.timeout(limit_s):
                 done = await self.standing.processes.guard(self._carry_out(step))
@@ -224,7 +224,8 @@ class Scenario:
                 self.standing.leave(step.restart, previous)
             return f"restart {step.restart}"
         began = time.monotonic()
-        for node in nodes:
+
+        async def place(node: str) -> None:
             try:
                 await self._place(step, node)
                 refusals[node] = ""
@@ -233,6 +234,8 @@ class Scenario:
                     raise
                 refusals[node] = f"{error.message} ({error.hint})" if error.hint else error.message
                 self._say(f"{step.name}: {error.message}")
+
+        await in_turns((place(node) for node in nodes), _AT_ONCE)
         if not any(refusals.values()):
             self.standing.bound(began)
         return "deregister" if step.network is None else f"{step.verb} to {step.network}"
@@ -271,7 +274,7 @@ class Scenario:
         before: dict[str, record.NodeState] | None = None,
     ) -> dict[str, record.NodeState]:
         """The states once they are as expected, or as they are when time is up."""
-        deadline = time.monotonic() + scaled(within_s)
+        deadline = time.monotonic() + scaled(size.settle_s(within_s, len(nodes)))
         expect = expect.model_copy(update=dict.fromkeys((*OF_FLOWS, "ike_alive")))
         expect, _ = ipsec_kind.applicable(expect, self.ipsec)
         while True:

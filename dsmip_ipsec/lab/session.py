@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Self
 
 from ..errors import ConfigError, DsmipError, LabError
 from ..node.config import IpsecKind
-from . import cleanup, ipsec_kind, record, spec
+from . import cleanup, ipsec_kind, record, size, spec
 from .guest import collect_share
 from .guest_kernel import KERNEL_KIND_VARIABLE, Kernel, choose_kernel, in_user_namespace
 from .library import find_lab
@@ -119,7 +119,9 @@ class LabSession:
             if out_dir is None and keep:
                 out = Path(tempfile.mkdtemp(prefix="dsmip-lab-out-"))
             out.mkdir(parents=True, exist_ok=True)
-            place = place_for(chosen, work, out / "guest-console.log")
+            place = place_for(
+                chosen, work, out / "guest-console.log", memory_mb=size.memory_mb(declared)
+            )
             (place.share / "lab.toml").write_text(spec.flat(path), encoding="utf-8")
             made = cls(declared, out, work, say=say)
             made._temporary = out_dir is None and not keep
@@ -158,7 +160,8 @@ class LabSession:
         Returns it with states before and after, flows and judged expectations. Raises DsmipError
         when it can't be carried out; an expectation that doesn't hold raises nothing.
         """
-        return record.StepRecord.model_validate(self._ask("step", step=dict(step)))
+        limit_s = REQUEST_S + size.step_s(len(self.lab.mobile_nodes()))
+        return record.StepRecord.model_validate(self._ask("step", timeout=limit_s, step=dict(step)))
 
     def move(self, node: str, network: str) -> record.StepRecord:
         """Have a mobile node move to a network, or appear there when it is in none."""
@@ -262,7 +265,7 @@ class LabSession:
             *("--ipsec", ipsec),
             *(["--user-namespace"] if in_user_namespace(kernel) else []),
         ]
-        limit_s = START_S * place.pace
+        limit_s = (START_S + size.ready_s(len(self.lab.mobile_nodes()))) * place.pace
         started = threading.Event()
         for target in (lambda: self._host(argv, kernel, started), self._listen):
             thread = threading.Thread(target=target, name="lab-session", daemon=True)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from .. import toml_checks
 from ..errors import ConfigError
 from ..toml_lines import TomlLines
-from . import extends, spec_checks
+from . import extends, replicas, spec_checks
 from .expect_models import Captured, Expect, Limit
 from .spec_models import (
     CorrespondentNode,
@@ -125,5 +125,8 @@ def _check(data: dict[str, Any], lines: TomlLines, path: Path | str) -> Lab:
         lab = Lab.model_validate(data)
     except ValidationError as error:
         raise toml_checks.validation_error(error, KIND, data, lines, path) from None
+    if problems := list(replicas.problems(lab)):
+        raise toml_checks.first_of(problems, lines, path)
+    lab, lines = replicas.replicated(lab, lines)
     spec_checks.check(lab, lines, path)
     return lab

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Interface
 from itertools import combinations
 from pathlib import Path
 from typing import get_args
@@ -15,6 +16,7 @@ from typing import get_args
 from ..toml_checks import Problem, first_of
 from ..toml_lines import TomlLines
 from . import routes
+from .leasing import leased_range
 from .spec_models import Block, CorrespondentNode, HomeAgent, Lab, Link, MobileNode, Nat, Step, Verb
 
 # Names that the kernel gives to interfaces of its own, or that /proc/sys gives a meaning.
@@ -58,6 +60,8 @@ def _check_links(lab: Lab) -> Iterator[Problem]:
         if link.gateway is not None and link.gateway not in link.ends:
             yield (*loc, "gateway"), *_unknown("end", link.gateway, link.ends)
         yield from _check_addresses(name, link)
+        if link.dhcp:
+            yield from _check_dhcp(lab, name, link)
 
 
 def _check_addresses(name: str, link: Link) -> Iterator[Problem]:
@@ -72,6 +76,26 @@ def _check_addresses(name: str, link: Link) -> Iterator[Problem]:
             edges = (address.network.network_address, address.network.broadcast_address)
             if address.version == 4 and wide and address.ip in edges:
                 yield loc, f"{address} is its network's or broadcast address", "take one between"
+
+
+def _check_dhcp(lab: Lab, name: str, link: Link) -> Iterator[Problem]:
+    loc = ("links", name, "dhcp")
+    if not lab.mobility.detect_movement:
+        yield loc, "mobile nodes that are told where they are need no DHCP", "set detect_movement"
+    router = routes.gateway_node(lab, name, "")
+    address = router and routes.address_on(lab, router, name, 4)
+    if not isinstance(address, IPv4Interface):
+        yield loc, f"'{name}' has no single router with an IPv4 address", "set 'gateway'"
+        return
+    if address.network.prefixlen > 29:
+        yield loc, f"{address.network} is too small for DHCP", "use a /29 or more"
+        return
+    first, last = map(IPv4Address, leased_range(address.network))
+    for node, addresses in link.ends.items():
+        for index, each in enumerate(addresses):
+            if each.version == 4 and int(first) <= int(each.ip) <= int(last):
+                where = ("links", name, "ends", node, index)
+                yield where, f"{each.ip} is among the leased ones", f"those are {first} to {last}"
 
 
 def _check_nodes(lab: Lab) -> Iterator[Problem]:
@@ -101,6 +125,7 @@ def _check_nodes(lab: Lab) -> Iterator[Problem]:
     homes = [n.home_link for n in lab.home_agents().values() if n.home_link in lab.links]
     for name, node in lab.mobile_nodes().items():
         yield from _check_home_addresses(lab, name, node, homes)
+        yield from _check_mobile_networks(lab, name, node)
 
 
 def _check_forwarding(lab: Lab, name: str, node: Nat) -> Iterator[Problem]:
@@ -161,6 +186,18 @@ def _check_home_addresses(
             yield loc, f"{address} is in no prefix of a home link", f"home prefixes: {shown}"
         if address in taken:
             yield loc, f"{address} is an address of '{taken[address]}' too", "take a free one"
+
+
+def _check_mobile_networks(lab: Lab, name: str, node: MobileNode) -> Iterator[Problem]:
+    for index, link in enumerate(node.mobile_networks):
+        loc = ("nodes", name, "mobile_networks", index)
+        ends = [each for each in lab.links if name in lab.links[each].ends]
+        if link not in ends:
+            yield loc, *_unknown(f"link of '{name}'", link, ends)
+        elif not routes.address_on(lab, name, link, 6):
+            yield loc, f"'{name}' has no IPv6 address on '{link}'", "add one"
+        elif any(routes.prefixes(lab, link, 4)):
+            yield loc, f"the mobile network '{link}' has IPv4 addresses", "use IPv6 only there"
 
 
 def _check_prefixes(lab: Lab) -> Iterator[Problem]:
@@ -316,7 +353,8 @@ def _is_blocked(lab: Lab, step: Step, rule: Block) -> bool:
 def process_names(lab: Lab) -> list[str]:
     """Names of the processes that a lab runs, as ``kill`` takes them."""
     ends = [*lab.home_agents(), *lab.mobile_nodes()]
-    probing = [*lab.flow_nodes(), lab.correspondent()]
+    behind = [host for node in lab.flow_nodes() if (host := lab.host_behind(node))]
+    probing = [*lab.flow_nodes(), *behind, lab.correspondent()]
     return [
         *(["capture"] if lab.capture.links != () else []),
         *(f"{what} of {node}" for node in ends for what in ("charon", "daemon")),
@@ -332,7 +370,7 @@ def _check_network(
         if placed.pop(node, None) is None:
             yield (*loc, verb), f"step '{name}': '{node}' is attached nowhere", "attach it before"
         return
-    links = [link for link in lab.links if node in lab.links[link].ends]
+    links = routes.visits(lab, node)
     if network not in links:
         yield (*loc, verb), *_unknown(f"link of '{node}'", network, links)
         return
@@ -345,9 +383,10 @@ def _check_network(
     if verb == "attach" and node in placed:
         yield (*loc, verb), f"step '{name}': '{node}' is on '{placed[node]}' already", "use move"
     placed[node] = network
-    if lab.mobility.detect_movement and not lab.links[network].router_advertisements:
+    link = lab.links[network]
+    if lab.mobility.detect_movement and not (link.router_advertisements or link.dhcp):
         reason = f"'{node}' can't find out that it is on '{network}'"
-        yield ("links", network), reason, "set router_advertisements = true"
+        yield ("links", network), reason, "set router_advertisements = true, or dhcp = true"
     where = routes.attachment(lab, node, network)
     home_agents = lab.home_agents()
     if not where.gateways:

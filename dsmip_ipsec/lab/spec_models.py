@@ -37,11 +37,23 @@ class About(Table):
 
 
 class MobileNode(Table):
-    """A node with home addresses that moves between the links it has an end on."""
+    """A node with home addresses that moves between the links it has an end on.
+
+    ``mobile_networks``: links that move with it. It is their router, and their IPv6 prefixes are
+    its mobile network prefixes (RFC 3963). ``count``: see :mod:`dsmip_ipsec.lab.replicas`.
+    """
 
     role: Literal["mobile_node"]
     home_address: IPv6Text
     ipv4_home_address: IPv4Text | None = None
+    mobile_networks: Annotated[tuple[LinkName, ...], BeforeValidator(as_tuple)] = ()
+    count: Annotated[int, Field(ge=1, le=200)] = 1
+
+
+class MobileNetworkNode(Table):
+    """A host on a mobile network, which knows nothing of mobility (RFC 3963)."""
+
+    role: Literal["mobile_network_node"]
 
 
 class HomeAgent(Table):
@@ -80,9 +92,9 @@ class Nat(Table):
     with ``address-dependent`` all ports of the addresses that it sends to, with
     ``endpoint-independent`` everybody. The latter two are for a NAT with one node inside.
     In RFC 3489's words: symmetric (random), port restricted cone, restricted cone, full cone.
-    ``udp_timeout_s``: a mapping's life without traffic, in seconds
-    (the kernel's own default when absent). ``forward_ports``: UDP ports of its outside address that
-    lead to the same ports of the node ``forward_to`` inside (a static NAPT), from anywhere.
+    ``udp_timeout_s``: a mapping's life without traffic (the kernel's own default when absent).
+    ``forward_ports``: UDP ports of its outside address that lead, from anywhere, to the same ports
+    of the node ``forward_to`` inside (a static NAPT).
     """
 
     role: Literal["nat"]
@@ -116,7 +128,8 @@ class Nat(Table):
 
 
 Node = Annotated[
-    MobileNode | HomeAgent | CorrespondentNode | Router | Nat, Field(discriminator="role")
+    MobileNode | MobileNetworkNode | HomeAgent | CorrespondentNode | Router | Nat,
+    Field(discriminator="role"),
 ]
 
 
@@ -142,7 +155,7 @@ class Link(Impairment):
     octets. ``gateway``: the node that a mobile node uses as its
     router here (found when only one of the ends forwards). ``up``: whether it starts up.
     ``router_advertisements``: radvd runs on the gateway, and hosts here take IPv6 addresses from
-    its prefixes.
+    its prefixes. ``dhcp``: dnsmasq runs there, and gives mobile nodes IPv4 address and router.
     """
 
     ends: Annotated[dict[NodeName, Addresses], Field(min_length=1)]
@@ -150,6 +163,7 @@ class Link(Impairment):
     gateway: NodeName | None = None
     up: bool = True
     router_advertisements: bool = False
+    dhcp: bool = False
 
 
 # [mobility], [ike], [data], [flow] -----------------------------------------------------------
@@ -195,7 +209,8 @@ class Data(Table):
 
 
 class Flow(Table):
-    """[flow]: probes between each home address and the correspondent, both ways each.
+    """[flow]: probes between each home address and the correspondent, both ways each. A mobile
+    router's IPv6 probes are those of the first host on its mobile networks, where there is one.
 
     ``protocol``: each is a UDP datagram, or they are what a TCP connection carries, which the
     mobile node makes. ``interval_ms``: between two probes of one direction. ``size``: in octets.
@@ -357,6 +372,14 @@ class Lab(Table):
     def flow_nodes(self) -> tuple[str, ...]:
         """The mobile nodes that have flows."""
         return self.flow.nodes or tuple(self.mobile_nodes())[:1]
+
+    def host_behind(self, node: str) -> str | None:
+        """The first host on the mobile networks of ``node``."""
+        for link in self.mobile_nodes()[node].mobile_networks:
+            for end in self.links[link].ends:
+                if isinstance(self.nodes[end], MobileNetworkNode):
+                    return end
+        return None
 
     def correspondent(self) -> str:
         """Name of the correspondent that the flows go to (checked when the lab was loaded)."""

@@ -18,7 +18,18 @@ from typing import Any
 from dsmip_ipsec.errors import DsmipError, LabError
 from dsmip_ipsec.ike.keylog import IkeKeys
 from dsmip_ipsec.ipsec.model import SecurityAssociation
-from dsmip_ipsec.lab import advertising, flow, ipsec_kind, keys, nat, netns, record, routes, rtnl
+from dsmip_ipsec.lab import (
+    flow,
+    flow_plan,
+    ipsec_kind,
+    keys,
+    nat,
+    netns,
+    record,
+    routes,
+    rtnl,
+    size,
+)
 from dsmip_ipsec.lab.capture import CaptureFile, Captures
 from dsmip_ipsec.lab.charons import Charons
 from dsmip_ipsec.lab.cleanup import Run
@@ -26,12 +37,13 @@ from dsmip_ipsec.lab.commands import start_command
 from dsmip_ipsec.lab.configured_keys import configured
 from dsmip_ipsec.lab.deploy import NodeDeployment, deploy, home_agent_name, reqids
 from dsmip_ipsec.lab.nursery import Nursery
-from dsmip_ipsec.lab.observe import NodeObserver, UserspaceObserver
-from dsmip_ipsec.lab.pace import probe_interval_ms, scaled
+from dsmip_ipsec.lab.observe import NodeObserver, UserspaceObserver, addresses_of
+from dsmip_ipsec.lab.pace import scaled
 from dsmip_ipsec.lab.processes import Processes
 from dsmip_ipsec.lab.readiness import POLL_S, READY_S, until_answer
 from dsmip_ipsec.lab.relay import Relay, relayed_links
 from dsmip_ipsec.lab.routes import LinkAttachment
+from dsmip_ipsec.lab.services import services
 from dsmip_ipsec.lab.spec import Lab
 from dsmip_ipsec.lab.spec_checks import SWITCH_NODE
 from dsmip_ipsec.lab.spec_models import Block, Rebind, Step
@@ -91,7 +103,7 @@ class StandingLab:
         self._recorder: keys.KeyRecorder | None = None
         self._configured: tuple[SecurityAssociation, ...] = ()
         self._capturing: Captures | None = None
-        self._flows = self._flow_specs()
+        self._flows = flow_plan.flow_specs(lab)
         self.agent = home_agent_name(lab)
 
     # Up and down ------------------------------------------------------------------------------
@@ -124,8 +136,8 @@ class StandingLab:
         await self._phase("captures", self._start_captures())
         if self.ipsec == "kernel":
             await self._phase("charon", self._start_charons())
-        if advertising.advertisers(self.lab):
-            await self._phase("radvd", self._start_advertising())
+        if any(link.router_advertisements or link.dhcp for link in self.lab.links.values()):
+            await self._phase("services", self._start_services())
         await self._phase("daemons", self._start_daemons())
         await self._phase("flows", self._start_flows())
 
@@ -204,8 +216,8 @@ class StandingLab:
     async def _start_daemons(self) -> None:
         for node in self.nodes.values():
             self._start_daemon(node)
-        for name, observer in self.observers.items():
-            await until_answer(observer.status, f"daemon of {name}", self._logs)
+        for name in self.observers:
+            await self._until_answer(name)
 
     def _start_daemon(self, node: NodeDeployment) -> None:
         self.processes.start_module(
@@ -217,55 +229,29 @@ class StandingLab:
             nice=_FIRST,
         )
 
-    async def _start_advertising(self) -> None:
-        for name, links in advertising.advertisers(self.lab).items():
+    async def _start_services(self) -> None:
+        for each in services(self.lab, self.run.directory, self._indices):
             self.processes.start(
-                f"radvd of {name}",
-                advertising.command(self.lab, links, self.run.directory, name),
-                log=self._logs / f"{name}-radvd.log",
-                namespace=self.topology.namespace(name),
+                each.name,
+                each.argv,
+                log=self._logs / each.log,
+                namespace=self.topology.namespace(each.node),
+                environment=each.environment,
             )
+
+    async def _until_answer(self, name: str) -> None:
+        limit_s = size.ready_s(len(self.lab.mobile_nodes()))
+        what = f"daemon of {name}"
+        await until_answer(self.observers[name].status, what, self._logs, limit_s=limit_s)
 
     # Flows ------------------------------------------------------------------------------------
 
-    def _flow_specs(self) -> list[flow.FlowSpec]:
-        """Probes between mobile nodes' home addresses and the correspondent."""
-        correspondents = [a.ip for a in self.lab.addresses(self.lab.correspondent())]
-        settings = self.lab.flow
-        found: list[flow.FlowSpec] = []
-        for name in self.lab.flow_nodes():
-            node = self.lab.mobile_nodes()[name]
-            homes: list[IPv4Address | IPv6Address] = []
-            if "ipv6" in settings.families:
-                homes.append(node.home_address)
-            if "ipv4" in settings.families and node.ipv4_home_address is not None:
-                homes.append(node.ipv4_home_address)
-            found += flow.flows(
-                homes,
-                correspondents,
-                interval_ms=probe_interval_ms(settings.interval_ms),
-                size=settings.size,
-                port=settings.port,
-                traffic_class=settings.traffic_class,
-                protocol=settings.protocol,
-                node=name,
-                first=len(found),
-            )
-        return found
-
-    def _flow_ends(self) -> dict[str, list[flow.FlowSpec]]:
-        """The flows that each node is an end of."""
-        ends = {
-            node: [spec for spec in self._flows if spec.node == node]
-            for node in self.lab.flow_nodes()
-        }
-        return {**ends, self.lab.correspondent(): self._flows}
-
     async def _start_flows(self) -> None:
-        ends = self._flow_ends()
+        ends = flow_plan.flow_ends(self.lab, self._flows)
         for node, flows in ends.items():
             plan = self.run.directory / f"{node}-flows.json"
-            role = "mobile_node" if node in self.lab.mobile_nodes() else "correspondent_node"
+            far = node == self.lab.correspondent()
+            role = "correspondent_node" if far else "mobile_node"
             document = {"flows": [spec.to_json() for spec in flows], "node": role}
             plan.write_text(json.dumps(document), encoding="utf-8")
             self.processes.start_module(
@@ -283,14 +269,14 @@ class StandingLab:
 
     async def finish_flows(self) -> list[flow.Series]:
         """End the flows; return what was sent and received of each. Raises LabError."""
-        ends = self._flow_ends()
+        ends = flow_plan.flow_ends(self.lab, self._flows)
         for node in ends:
             await self.processes.stop(f"flows of {node}", grace_s=10)
         return self._series(ends)
 
     async def flows_so_far(self) -> list[flow.Series]:
         """What was sent and received of each flow until now. Raises LabError."""
-        ends = self._flow_ends()
+        ends = flow_plan.flow_ends(self.lab, self._flows)
         for node in ends:
             self._log(node).unlink(missing_ok=True)
         for node in ends:
@@ -338,7 +324,7 @@ class StandingLab:
         if previous is not None:
             await asyncio.to_thread(self.topology.set_link, previous, up=False)
         await asyncio.to_thread(self.topology.set_link, link, up=True)
-        prefixes = routes.prefixes(self.lab, link, 6)
+        prefixes = [*routes.prefixes(self.lab, link, 6), *routes.prefixes(self.lab, link, 4)]
         while True:  # a step has its own deadline
             status = await self.observers[node].status()
             care_of = [ip_address(str(b["care_of_address"])) for b in status["bindings"]]
@@ -352,21 +338,23 @@ class StandingLab:
         if not self.lab.data.protected:
             return True
         for name in (node, self.agent):
-            policies = (await self.observers[name].state()).policies
-            ways = [policy.template.split() for policy in policies if policy.direction == "out"]
-            if not any(str(care_of_address) in words for words in ways):
+            state = await self.observers[name].state()
+            # Behind a NAT the home agent sends to V4ADDR (RFC 5555 §4.5).
+            here = {str(care_of_address)} | {
+                str(binding.outer_address)
+                for binding in state.bindings
+                if binding.care_of_address == care_of_address
+            }
+            ways = [
+                policy.template.split() for policy in state.policies if policy.direction == "out"
+            ]
+            if not any(here & set(words) for words in ways):
                 return False
         return True
 
-    async def autoconfigured(self, node: str, link: str) -> frozenset[IPv6Address]:
-        """The IPv6 addresses that ``node`` has on ``link`` now."""
-
-        def read() -> frozenset[IPv6Address]:
-            lines = Path("/proc/thread-self/net/if_inet6").read_text(encoding="ascii").splitlines()
-            fields = (line.split() for line in lines)
-            return frozenset(IPv6Address(bytes.fromhex(f[0])) for f in fields if f[-1] == link)
-
-        return await self.observers[node].inside(read)
+    async def autoconfigured(self, node: str, link: str) -> frozenset[IPv4Address | IPv6Address]:
+        """The addresses that ``node`` has on ``link`` now."""
+        return await self.observers[node].inside(partial(addresses_of, link))
 
     async def restart(self, name: str) -> None:
         """Kill charon and daemon of a node as a crash would, and start them again. Raises
@@ -377,7 +365,7 @@ class StandingLab:
         self.charons.start(node)
         await self.charons.load(node)
         self._start_daemon(node)
-        await until_answer(self.observers[name].status, f"daemon of {name}", self._logs)
+        await self._until_answer(name)
 
     async def fault(self, step: Step) -> str | None:
         """Do what a step does to the lab itself rather than to a mobile node, and say what; None:

@@ -45,7 +45,9 @@ _SETTINGS = {
     "ipv6/conf/{}/keep_addr_on_down": "1",
 }
 # Where a router advertises, a mobile node takes its addresses from that.
-_HOST_SETTINGS = {"accept_ra": "1", "autoconf": "1", "router_solicitations": "3"}
+# (2: one that forwards, a mobile router, does so, too.)
+_HOST_SETTINGS = {"accept_ra": "2", "autoconf": "1", "router_solicitations": "3"}
+_MOBILE_ROUTER = {"ipv6/conf/all/forwarding": "1"}
 _FORWARDING = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
 
 
@@ -163,6 +165,8 @@ class Topology:
             settings = {"ipv6/conf/default/disable_ipv6": "1"}
         elif routes.forwards(self.lab, node):
             settings |= _FORWARDING
+        elif (mobile := self.lab.mobile_nodes().get(node)) and mobile.mobile_networks:
+            settings |= _MOBILE_ROUTER
         for name, value in settings.items():
             _write(name, value)
 
@@ -202,7 +206,9 @@ class Topology:
     def _bring_up(self, node: str) -> None:
         batch = rtnl.Batch()
         batch.set_link(1, up=True)
-        mobile = isinstance(self.lab.nodes[node], MobileNode)
+        declared = self.lab.nodes[node]
+        mobile = isinstance(declared, MobileNode)
+        behind = declared.mobile_networks if isinstance(declared, MobileNode) else ()
         for name, link in self.lab.links.items():
             if node not in link.ends:
                 continue
@@ -218,11 +224,10 @@ class Topology:
                 for key, value in _HOST_SETTINGS.items():
                     _write(f"ipv6/conf/{name}/{key}", value)
             batch.set_link(index, up=_starts_up(self.lab, node, name))
-            for address in () if mobile else link.ends[node]:
+            for address in link.ends[node] if name in behind or not mobile else ():
                 batch.address(index, address)
             _disable_checksum_offload(name)
         batch.send()
-        declared = self.lab.nodes[node]
         if isinstance(declared, Nat):
             inside = declared.forward_to and routes.address_on(
                 self.lab, declared.forward_to, declared.inside, 4
@@ -250,6 +255,9 @@ class Topology:
         for route in routes.routes(self.lab, node):
             if only in (None, route.link) and (only or self.lab.links[route.link].up):
                 batch.route(self._indices[route.link], route)
+        if only is None:
+            for prefix in routes.kept_prefixes(self.lab, node):
+                batch.unreachable(prefix)
         return batch
 
     def _set_link(self, name: str, up: bool) -> None:

@@ -101,6 +101,8 @@ def _peer(mn: MobileNode) -> dict[str, Any]:
     peer: dict[str, Any] = {"home_address": str(mn.home_address)}
     if mn.ipv4_home_address is not None:
         peer["ipv4_home_address"] = str(mn.ipv4_home_address)
+    if mn.mobile_network_prefixes:
+        peer["mobile_network_prefixes"] = list(map(str, mn.mobile_network_prefixes))
     if mn.mirror_reqid is None:
         raise ConfigError(f"{mn.name} has no mirror_reqid, which the daemons need")
     return {

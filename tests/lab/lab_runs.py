@@ -53,7 +53,9 @@ class LabRun:
         return [line.split("|") for line in result.stdout.splitlines()]
 
 
-def run_lab(lab: Path | str, out: Path, *options: str, **settings: Any) -> LabRun:
+def run_lab(
+    lab: Path | str, out: Path, *options: str, limit_s: float = LIMIT_S, **settings: Any
+) -> LabRun:
     """Run a lab in a guest; ``settings`` go to subprocess.run."""
     result = subprocess.run(
         [
@@ -63,7 +65,7 @@ def run_lab(lab: Path | str, out: Path, *options: str, **settings: Any) -> LabRu
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=LIMIT_S,
+        timeout=limit_s,
         check=False,
         **settings,
     )

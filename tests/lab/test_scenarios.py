@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lab_runs import LABS, run_lab
+from lab_runs import LABS, LIMIT_S, run_lab
+
+from dsmip_ipsec.lab.size import run_s
+from dsmip_ipsec.lab.spec import load
 
 # nat-handover is measured, and alone: test_nat_handover.py.
 SCENARIOS = sorted({path.stem for path in LABS.glob("*.toml")} - {"nat-handover"})
@@ -16,10 +19,13 @@ SNAPSHOTS = Path(__file__).parent / "snapshots"
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_scenario(name: str, tmp_path: Path) -> None:
+    # A lab with many nodes has its own deadline in the guest, too.
+    limit_s = max(LIMIT_S, 30 + run_s(load(LABS / f"{name}.toml")))
     # Where the state after each step is the same in each run, it is stored: with
     # `lab run NAME --snapshot FILE --update-snapshot`.
     stored = SNAPSHOTS / f"{name}.txt"
-    run = run_lab(name, tmp_path / "out", *(["--snapshot", str(stored)] * stored.is_file()))
+    options = ["--snapshot", str(stored)] * stored.is_file()
+    run = run_lab(name, tmp_path / "out", *options, limit_s=limit_s)
     failed = [
         (step["name"], expectation)
         for step in [*run.record["steps"], {**run.record, "name": ""}]

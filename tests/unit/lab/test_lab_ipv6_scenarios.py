@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,33 @@ def test_who_restarted_is_attached_nowhere() -> None:
     wrong = text("home-agent-restart").replace('attach = "six"', 'move = "six"')
     with pytest.raises(ConfigError, match="attached nowhere"):
         parse(wrong)
+
+
+def test_a_mobile_network_is_reached_by_the_home_agent() -> None:
+    lab = parse(text("mobile-router"))
+    prefix = ip_network("2001:db8:beef::/64")
+    assert [str(r.gateway) for r in routes.routes(lab, "core") if r.destination == prefix] == [
+        "2001:db8:0:1::2"
+    ]
+    # Behind the home agent there is the binding's route only; without one it leads nowhere, and
+    # not back to where the home agent's default route leads.
+    assert prefix not in [route.destination for route in routes.routes(lab, "ha")]
+    assert routes.kept_prefixes(lab, "ha") == [prefix]
+    assert routes.kept_prefixes(lab, "core") == []
+    (default,) = routes.routes(lab, "passenger")
+    assert (str(default.destination), str(default.gateway)) == ("::/0", "2001:db8:beef::1")
+    assert routes.visits(lab, "mn") == ["six", "six-b", "private"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('["car"]', '["cart"]', "'cart' is no link of 'mn'"),
+        ('["car"]', '["private"]', "'mn' has no IPv6 address on 'private'"),
+        ("beef::100/64", 'beef::100/64", "10.9.9.1/24', "has IPv4 addresses"),
+        ('attach = "six"', 'attach = "car"', "'car' is no link of 'mn'"),
+    ],
+)
+def test_mobile_networks_that_cannot_be(old: str, new: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        parse(text("mobile-router").replace(old, new, 1))
