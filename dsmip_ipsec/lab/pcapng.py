@@ -63,21 +63,16 @@ def header(interface: str, comment: str, snap_length: int) -> bytes:
     return _block(_SECTION_HEADER, section) + _block(_INTERFACE_DESCRIPTION, description)
 
 
-def append_packet(
-    output: bytearray, time_ns: int, data: memoryview | bytes, length: int, direction: int
-) -> None:
-    """Append an Enhanced Packet Block to ``output``.
+def packet(time_ns: int, length: int, captured: int, direction: int) -> tuple[bytes, bytes]:
+    """What goes before and after a packet's ``captured`` octets to make an Enhanced Packet Block.
 
     ``time_ns``: since 1970. ``length``: of the packet on the wire, in octets. ``direction``:
     :data:`INBOUND`, :data:`OUTBOUND` or 0.
     """
-    captured = len(data)
     padding = _PADDING[captured & 3]
     total = _PACKET_OVERHEAD + captured + len(padding)
-    output += _PACKET.pack(6, total, 0, time_ns >> 32, time_ns & 0xFFFFFFFF, captured, length)
-    output += data
-    output += padding
-    output += _PACKET_END.pack(2, 4, direction, 0, total)
+    head = _PACKET.pack(6, total, 0, time_ns >> 32, time_ns & 0xFFFFFFFF, captured, length)
+    return head, padding + _PACKET_END.pack(2, 4, direction, 0, total)
 
 
 def statistics(time_ns: int, received: int, dropped: int) -> bytes:

@@ -24,7 +24,8 @@ def test_tshark_reads_what_we_write(tmp_path: Path) -> None:
     for number in range(5):  # lengths of every remainder modulo 4
         data = FRAME + bytes(number)
         direction = pcapng.OUTBOUND if number else pcapng.INBOUND
-        pcapng.append_packet(output, TIME + number, memoryview(data), len(data) + 7, direction)
+        head, tail = pcapng.packet(TIME + number, len(data) + 7, len(data), direction)
+        output += head + data + tail
     output += pcapng.statistics(TIME + 10, 8, 3)
     path = tmp_path / "test.pcapng"
     path.write_bytes(output)
