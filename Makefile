@@ -1,6 +1,6 @@
 # make lab    the main job: a secured MN/HA pair, a handover behind a NAT, a report
-# make test   unit tests, kernel tests inside a guest kernel, the handover, faults (10 minutes);
-#             test-all: every lab file, whole daemons, other kernels, too (an hour and more)
+# make test   unit tests, kernel tests inside a guest kernel, faults, every lab (25 minutes);
+#             test-all: whole daemons, every restart and move, strongSwan 6, too (an hour and more)
 # make lint   ruff and mypy strict
 #
 # Everything these need is installed first, where it is missing: Debian packages by apt-get (as
@@ -43,22 +43,22 @@ lab: install
 	$(BIN)/dsmip-ipsec lab run labs/nat-handover.toml --out $(OUT) --export-keys --html
 
 # The handover is run alone, since it is measured; kernel tests and faults have a guest and a core
-# each. What is run side by side is printed when it is done.
+# each, and so have two labs at a time. What make runs side by side is printed when it is done.
 test: install
 	$(MAKE) test-unit
 	$(MAKE) test-handover
 	$(MAKE) test-userspace
-	@echo "Now kernel tests and faults, side by side: six minutes."
+	@echo "Now kernel tests and faults, side by side: seven minutes."
 	$(MAKE) -j2 --output-sync=target test-kernel test-faults
-
-# And what takes longer: every lab, whole daemons, every restart and move. An hour and more.
-test-all: test
 	$(MAKE) test-labs
+
+# And what takes longer: whole daemons, every restart and move. An hour and more.
+test-all: test
 	$(MAKE) test-strongswan6
 	$(MAKE) -j2 --output-sync=target test-daemons test-lifecycles
 
 test-unit: PACKAGES += chromium bubblewrap
-test-labs test-daemons test-qemu test-all: PACKAGES += $(TEST_PACKAGES)
+test-labs test-daemons test-qemu: PACKAGES += $(TEST_PACKAGES)
 test-unit: install
 	$(BIN)/pytest -q -n 2 tests/unit tests/conformance tests/mutations \
 	  --ignore tests/unit/test_qemu_boot.py
