@@ -27,7 +27,8 @@ pytestmark = pytest.mark.as_root
 PROJECT = Path(__file__).parents[2]
 EXAMPLE = PROJECT / "docs" / "examples" / "handover-tests"
 WORKFLOW = EXAMPLE / ".github" / "workflows" / "handover.yml"
-MIRROR = os.environ.get("DSMIP_DEBIAN_MIRROR", "http://deb.debian.org/debian")
+# None: debootstrap's own.
+MIRROR = [url] if (url := os.environ.get("DSMIP_DEBIAN_MIRROR")) else []
 # Everything that is downloaded and run, on a busy machine.
 LIMIT_S = 1500.0
 
@@ -99,7 +100,7 @@ def wheels(place: Path) -> Path:
 def base(place: Path) -> Path:
     """What the image debian:12 is, from a mirror."""
     root = place / "base"
-    command = ["debootstrap", "--variant=minbase", "bookworm", str(root), MIRROR]
+    command = ["debootstrap", "--variant=minbase", "bookworm", str(root), *MIRROR]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return root
