@@ -8,6 +8,7 @@ Reserved bits are written as zero and ignored on receipt.
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -82,16 +83,16 @@ def octets6(address: IPv6Address) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class MobilityOption:
+class MobilityOption(ABC):
     """Base of all options."""
 
     type: ClassVar[int]
     align: ClassVar[tuple[int, int]] = (1, 0)
 
+    @abstractmethod
     def encode(self) -> bytes:
         """Type, length and data, without padding. Raises :class:`EncodeError` or
         ``struct.error`` for what doesn't fit; :func:`encode_options` makes one of both."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
