@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -207,14 +207,14 @@ class FlowStatistics:
     between two consecutive arrivals, minus the interval; 0.0 at best, None when nothing arrived.
     Losses at the window's edges count like those within: the wait starts when the probe before
     the window's first arrived (or would have, with the delay of the nearest that did), and ends
-    likewise. Time in which the sender sent nothing counts too, and is told by
-    ``sender_stall_ms``.
+    likewise. Probes that the sender left out, since it didn't get the CPU, are not the network's
+    doing: one interval each is taken off the wait. ``sender_stall_ms`` tells of them.
 
     ``outage_ms``: by time of sending, from the first to the last of the longest run of
     consecutive lost probes, plus one interval; 0.0 when none was lost.
 
-    ``sender_stall_ms``: the longest time between two probes' sending, minus the interval: how much
-    of an interruption may be the sender's own doing.
+    ``sender_stall_ms``: the longest time between two probes' sending, minus the interval: for so
+    long nobody looked whether the network delivers.
 
     ``delay_ms_min``, ``delay_ms_max``: one-way delay of those that arrived; None without any.
     """
@@ -302,8 +302,25 @@ def _interruption(
     before = start - interval + arrived_at - sent_at
     _, sent_at, arrived_at = min(later, key=lambda probe: probe[2], default=last)
     after = end + interval + arrived_at - sent_at
-    times = [min(before, first[2]), *(probe[2] for probe in arrivals), max(after, last[2])]
-    return max(0.0, max(_gaps(times)) / NS_PER_MS - interval_ms)
+    # Arrivals by number; at the edges those just outside the window.
+    marks = [
+        (min(before, first[2]), sent[0][0] - 1),
+        *((probe[2], probe[0]) for probe in arrivals),
+        (max(after, last[2]), sent[-1][0] + 1),
+    ]
+    numbers = sorted(number for number, _ in sent)
+    waits = [
+        later - earlier - _left_out(numbers, number_earlier, number_later) * interval
+        for (earlier, number_earlier), (later, number_later) in pairwise(marks)
+    ]
+    return max(0.0, max(waits) / NS_PER_MS - interval_ms)
+
+
+def _left_out(numbers: Sequence[int], first: int, last: int) -> int:
+    """How many probes between these two the sender left out; ``numbers``: those that it sent."""
+    if last <= first:
+        return 0
+    return last - first - 1 - (bisect_left(numbers, last) - bisect_right(numbers, first))
 
 
 def _outage(sent: Sequence[tuple[int, int]], arrived: set[int], interval_ms: float) -> float:

@@ -134,7 +134,7 @@ class Flow(_Model):
     )
     interruption_ms: Milliseconds | None = Field(
         description="How much longer than the probe interval the receiver waited at most, to "
-        "the window's edges too; null: nothing arrived."
+        "the window's edges too, less what the sender left out; null: nothing arrived."
     )
     interruption_rtts: float | None = Field(
         default=None, ge=0, description="`interruption_ms` in RTTs; null also when RTT is 0."
@@ -144,8 +144,8 @@ class Flow(_Model):
     )
     sender_stall_ms: Milliseconds = Field(
         default=0,
-        description="Longest time between two probes' sending beyond the probe interval: how "
-        "much of an interruption may be the sender's own doing.",
+        description="Longest time between two probes' sending beyond the probe interval: for so "
+        "long nobody looked whether the network delivers.",
     )
     delay_ms_min: Milliseconds | None = Field(
         default=None, description="Least one-way delay; null: not measured."

@@ -51,8 +51,10 @@ from dsmip_ipsec.lab.topology import Topology
 from dsmip_ipsec.node import control
 from dsmip_ipsec.node.config import IpsecKind
 
-# All nodes share a CPU (a guest kernel has just one). What is measured comes before what measures.
+# All nodes share a CPU (a guest kernel has just one). What is measured comes before the lab's own
+# program. Probes need little, and at once: one that waits for the CPU is a hole in the measurement.
 _FIRST = -10
+_PROBES = -15
 
 
 class StandingLab:
@@ -260,6 +262,7 @@ class StandingLab:
                 [str(plan), str(self._log(node))],
                 log=self._logs / f"{node}-flows.log",
                 namespace=self.topology.namespace(node),
+                nice=_PROBES,
             )
         for node in ends:
             await self.processes.wait_ready(f"flows of {node}", deadline_s=READY_S)

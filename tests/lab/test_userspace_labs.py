@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> LabRun:
     # How long a handover interrupts is measured elsewhere: here a busy machine may be slow.
     lab = out.parent / "nat-handover.toml"
     text = (LABS / lab.name).read_text()
-    lab.write_text(text.replace("rtts = 1, ms = 100", "rtts = 1, ms = 500"))
+    lab.write_text(text.replace("rtts = 2, ms = 120", "rtts = 2, ms = 500"))
     done = command(
         *("run", str(lab), *USERSPACE, "--out", str(out), "--export-keys", "--html"),
         *("--junit", str(out.parent / "junit.xml")),
@@ -335,7 +335,7 @@ def as_nobody(directory: Path, *words: str) -> subprocess.Popen[str]:
 def test_no_root_is_needed_where_there_are_user_namespaces(elsewhere: Path) -> None:
     out = elsewhere / "out"
     lab = elsewhere / "ipv4-only.toml"
-    lab.write_text((LABS / lab.name).read_text().replace("ms = 100", "ms = 900"))
+    lab.write_text((LABS / lab.name).read_text().replace("ms = 120", "ms = 900"))
     words = ("--out", str(out), "--export-keys")
     done = as_nobody(elsewhere, "run", str(lab), *USERSPACE, *words)
     try:

@@ -116,11 +116,28 @@ def test_nothing_was_sent() -> None:
     assert (found.sent, found.lost, found.interruption_ms) == (0, 0, None)
 
 
-def test_sender_that_did_not_send_is_told_apart() -> None:
-    found = analyse(series(unsent=set(range(40, 50))))
-    assert (found.sent, found.lost) == (90, 0)
-    assert found.interruption_ms == pytest.approx(50)
+@pytest.mark.parametrize(
+    ("lost", "interruption"),
+    [
+        (set(), 0),
+        ({36, 37, 38, 39}, 20),  # lost, then not sent: the network's part
+        ({38, 39, 50, 51, 52}, 25),
+        ({70, 71}, 10),  # elsewhere
+    ],
+)
+def test_sender_that_did_not_send_is_told_apart(lost: set[int], interruption: float) -> None:
+    found = analyse(series(unsent=set(range(40, 50)), lost=lost))
+    assert (found.sent, found.lost) == (90, len(lost))
+    assert found.interruption_ms == pytest.approx(interruption)
     assert found.sender_stall_ms == pytest.approx(50)
+
+
+@pytest.mark.parametrize("first", [0, 45])
+def test_sender_that_did_not_send_at_the_edge_of_a_window(first: int) -> None:
+    whole = series(unsent=set(range(38, 45)), lost=set(range(45, 49)))
+    found = analyse(whole, START + first * INTERVAL * MS)
+    assert found.lost == 4
+    assert found.interruption_ms == pytest.approx(20)
 
 
 def test_refused_probes_are_lost_and_counted() -> None:
