@@ -218,8 +218,9 @@ class MobileNodeDaemon(EngineDaemon):
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and isinstance(error := task.exception(), DsmipError):
-            log.warning("%s", error)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Anything but our own errors is a defect, and is worth its traceback.
+            log.warning("%s", error, exc_info=None if isinstance(error, DsmipError) else error)
 
     def _describe(self) -> dict[str, Any]:
         binding = self._binding
