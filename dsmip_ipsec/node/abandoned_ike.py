@@ -15,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Coroutine, Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
 
 from dsmip_ipsec.errors import IkeError
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ike.vici_types import ChildUpdown, IkeEvent, IkeRekey, IkeSa, IkeUpdown
+from dsmip_ipsec.node.background import Background
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class AbandonedIkeSas:
     def __init__(self, driver: ViciDriver, pairs: Iterable[Collection[int]]) -> None:
         self._driver = driver
         self._needs = {reqid: frozenset(pair) for pair in pairs for reqid in pair}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background("IKE_SAs left behind")
         # Numbers of the IKE_SAs by connection, from the events: to ask charon each time would cost
         # it a look at those of all mobile nodes.
         self._known: dict[str, set[int]] = {}
@@ -59,33 +59,16 @@ class AbandonedIkeSas:
             older = frozenset(known - {event.ike.uniqueid})
             if older and isinstance(event, ChildUpdown) and event.child.reqid in self._needs:
                 needs = self._needs[event.child.reqid]
-                self._start(self._superseded(event.ike.name, older, needs))
+                self._background.start(self._superseded(event.ike.name, older, needs))
 
     def returned_home(self, reqids: Collection[int]) -> None:
         """The mobile node with CHILD_SAs of ``reqids`` is on its home link: the path of an IKE_SA
         that it has left is no more."""
-        self._start(self._left_by(reqids))
+        self._background.start(self._left_by(reqids))
 
     async def stop(self) -> None:
         """Idempotent."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(self._logged(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    @staticmethod
-    async def _logged(work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except IkeError as error:  # charon is gone, and its IKE_SAs with it
-            log.info("IKE_SAs left behind: %s", error)
+        await self._background.stop()
 
     async def _superseded(self, name: str, older: frozenset[int], needs: frozenset[int]) -> None:
         await asyncio.sleep(GRACE_S)

@@ -29,6 +29,7 @@ from dsmip_ipsec.mobility.types import (
 )
 from dsmip_ipsec.node.abandoned_ike import AbandonedIkeSas
 from dsmip_ipsec.node.address_discovery import HomeAgentAnswers
+from dsmip_ipsec.node.background import Background
 from dsmip_ipsec.node.charon_watch import CharonWatch, discard
 from dsmip_ipsec.node.config import HomeAgentConfig
 from dsmip_ipsec.node.configured_sas import associations
@@ -98,7 +99,7 @@ class HomeAgentDaemon(EngineDaemon):
         self._esp_care_of: dict[IPv6Address, OuterAddress] = {}
         self._userspace = config.ipsec == "userspace"
         self._delivering = asyncio.Lock()
-        self._sending: set[asyncio.Task[None]] = set()
+        self._background = Background("the home agent")
         agent = config.home_agent
         super().__init__(
             self._engine,
@@ -140,6 +141,7 @@ class HomeAgentDaemon(EngineDaemon):
 
     async def stop(self) -> None:
         """Take everything down: no policy, mirror, route or rule of ours is left."""
+        await self._background.stop()
         if self._watch is not None:
             await self._watch.stop()
         if self._abandoned is not None:
@@ -199,9 +201,7 @@ class HomeAgentDaemon(EngineDaemon):
             super()._send(output)
             return
         # To a home address on its link: not into the tunnel that has been its way until now.
-        task = asyncio.ensure_future(self._send_settled(self._plain, output))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+        self._background.start(self._send_settled(self._plain, output))
 
     async def _send_settled(self, plain: PlainData, output: SendMobility | SendIcmp) -> None:
         await plain.settled()
@@ -235,8 +235,7 @@ class HomeAgentDaemon(EngineDaemon):
             self._bindings.pop(change.old.home_address, None)
         home = change.new or change.old
         if self._userspace and home is not None:
-            task = asyncio.ensure_future(self._deliver(home.home_address))
-            task.add_done_callback(self._delivered)
+            self._background.start(self._deliver(home.home_address))
 
     async def _deliver(self, home_address: IPv6Address) -> None:
         """Lead payload for a mobile node into the TUN while it has a binding."""
@@ -246,11 +245,6 @@ class HomeAgentDaemon(EngineDaemon):
         async with self._delivering:
             bound = home_address in self._bindings
             await self._routing.deliver(TUN_NAME, addresses if bound else [], str(home_address))
-
-    @staticmethod
-    def _delivered(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("payload of a mobile node isn't routed: %s", error)
 
     def _on_mapping(self, mapping: Mapping) -> None:
         """RFC 5555 §5.1: ESP's care-of address is learnt from ESP."""

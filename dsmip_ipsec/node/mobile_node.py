@@ -13,7 +13,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from typing import Any
@@ -36,6 +36,7 @@ from dsmip_ipsec.mobility.types import (
     SendIcmp,
     SendMobility,
 )
+from dsmip_ipsec.node.background import Background
 from dsmip_ipsec.node.config import MobileNodeConfig
 from dsmip_ipsec.node.configured_sas import associations
 from dsmip_ipsec.node.daemon import EngineDaemon
@@ -92,7 +93,7 @@ class MobileNodeDaemon(EngineDaemon):
         self._attachments: list[Attachment] = []  # set up: the newest network's, and older ones
         self._in_use: Attachment | None = None  # by the tunnel
         self._moving = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background = Background("the mobile node")
         self._home: HomeInterface | None = None
         self._pursuit: Pursuit[Place | Home] = Pursuit(self._reach)
         self._movement: Movement | None = None
@@ -140,8 +141,7 @@ class MobileNodeDaemon(EngineDaemon):
         if self._movement is not None:
             self._movement.close()
         await self._pursuit.stop()
-        for task in self._tasks:
-            task.cancel()
+        await self._background.stop()
         if self._home is not None:
             self._home.close()
             self._home = None
@@ -191,7 +191,7 @@ class MobileNodeDaemon(EngineDaemon):
             return
         # The kernel has a state for one care-of address, and it has to be this one first.
         self._signalling_care_of = care_of_address
-        self._start(self._reconcile_and_send(output))
+        self._background.start(self._reconcile_and_send(output))
 
     async def _reconcile_and_send(self, output: SendMobility | SendIcmp) -> None:
         await self._reconciler.reconcile()
@@ -209,18 +209,7 @@ class MobileNodeDaemon(EngineDaemon):
         self._binding_changed.set()
         if change.new is not None and not self._moving.locked() and self._elsewhere() is not None:
             # RFC 5555 §4.4.1: the engine changed the family by itself, or an answer came late.
-            self._start(self._settle_alone())
-
-    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Anything but our own errors is a defect, and is worth its traceback.
-            log.warning("%s", error, exc_info=None if isinstance(error, DsmipError) else error)
+            self._background.start(self._settle_alone())
 
     def _describe(self) -> dict[str, Any]:
         binding = self._binding
