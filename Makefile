@@ -27,13 +27,12 @@ LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
                 handover_interruption handover_matrix home_agent_restart,tests/kernel/test_$(name).py)
 STRONGSWAN6 := tests/kernel/test_strongswan6.py
 ALONE := $(foreach name,nat_handover faults userspace userspace_labs,tests/lab/test_$(name).py)
-SCENARIOS := tests/lab/test_scenarios.py
 
 # What tests need beyond that: a browser that judges the HTML report and a sandbox for guests (unit
 # tests, too), routers that advertise, and Debian's stock kernel under QEMU.
 TEST_PACKAGES := chromium bubblewrap radvd dnsmasq-base qemu-system-x86 linux-image-amd64 busybox-static
 
-.PHONY: lab test test-all test-unit test-scenarios test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults test-strongswan6 test-examples test-mutations bench lint install packages clean
+.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults test-strongswan6 test-examples test-mutations bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -51,17 +50,15 @@ test: install
 	$(MAKE) test-userspace
 	@echo "Now kernel tests and faults, side by side: seven minutes."
 	$(MAKE) -j2 --output-sync=target test-kernel test-faults
-	$(MAKE) test-scenarios
-
-# And what takes longer: sessions, other kernels, whole daemons, every restart and move. An hour and
-# more.
-test-all: test
 	$(MAKE) test-labs
+
+# And what takes longer: whole daemons, every restart and move. An hour and more.
+test-all: test
 	$(MAKE) test-strongswan6
 	$(MAKE) -j2 --output-sync=target test-daemons test-lifecycles
 
 test-unit: PACKAGES += chromium bubblewrap
-test-scenarios test-labs test-daemons test-qemu: PACKAGES += $(TEST_PACKAGES)
+test-labs test-daemons test-qemu: PACKAGES += $(TEST_PACKAGES)
 test-unit: install
 	$(BIN)/pytest -q -n 2 tests/unit tests/conformance tests/mutations \
 	  --ignore tests/unit/test_qemu_boot.py
@@ -73,15 +70,11 @@ test-handover: install
 test-qemu: install
 	$(BIN)/pytest -q tests/lab/test_qemu.py
 
-# Every lab file, two at a time.
-test-scenarios: install
-	$(BIN)/pytest -q -n 2 --dist worksteal $(SCENARIOS)
-
-# Sessions, the command line, other kernels, mutations; and docs/examples with the package installed
-# from its wheel.
+# Every lab file, sessions, the command line, other kernels, mistakes that a lab must see, and
+# docs/examples with the package installed from its wheel: two guests at a time.
 test-labs: install
-	$(BIN)/pytest -q -n 2 --dist worksteal tests/unit/test_qemu_boot.py \
-	  $(filter-out $(ALONE) $(SCENARIOS),$(wildcard tests/lab/test_*.py))
+	$(BIN)/pytest -q -n 2 --dist loadgroup tests/unit/test_qemu_boot.py \
+	  $(filter-out $(ALONE),$(wildcard tests/lab/test_*.py))
 
 # Mistakes made in copies of the package: each must be seen, on paper (seconds) and by a lab (a few
 # minutes).

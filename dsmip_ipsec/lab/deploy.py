@@ -28,8 +28,9 @@ from dsmip_ipsec.ike.render import NodeFiles, write_node
 from dsmip_ipsec.ipsec.peering import Reqids, numbered_reqids
 from dsmip_ipsec.lab import routes
 from dsmip_ipsec.lab.configured_keys import fresh_keys
+from dsmip_ipsec.lab.pace import scaled
 from dsmip_ipsec.lab.spec import Lab
-from dsmip_ipsec.node.config import IpsecKind
+from dsmip_ipsec.node.config import IKE_TIMEOUT_S, IpsecKind
 from dsmip_ipsec.node.daemon_config import Keys, write_daemon_config
 
 DOMAIN = "dsmip.example"  # RFC 2606 reserves it
@@ -138,7 +139,9 @@ def _inventory(lab: Lab, agent: HomeAgent, now: datetime) -> Deployment:
         force_udp=lab.mobility.force_udp,
         copy_df=lab.data.copy_df,
     )
-    return Deployment(agent, tuple(nodes), settings)
+    # A peer that is slow isn't gone.
+    patient = min(scaled(settings.retransmit_timeout), 60.0)
+    return Deployment(agent, tuple(nodes), replace(settings, retransmit_timeout=patient))
 
 
 def _with_wrong_key(deployment: Deployment, name: str) -> Deployment:
@@ -202,7 +205,8 @@ def _mobile_node_settings(lab: Lab, node: str) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "lifetime_s": lab.mobility.lifetime_s,
         "force_udp": lab.mobility.force_udp,
-        "handover_timeout_s": lab.mobility.handover_timeout_s,
+        "handover_timeout_s": scaled(lab.mobility.handover_timeout_s),
+        "ike": {"timeout_s": scaled(IKE_TIMEOUT_S)},
     }
     links = routes.visits(lab, node)
     if lab.mobility.detect_movement:

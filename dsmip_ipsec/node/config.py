@@ -18,6 +18,8 @@ from dsmip_ipsec.node.configured_sas import AssociationSection
 
 # Who applies ESP: the kernel, with keys from IKE, or this process, with configured keys.
 IpsecKind = Literal["kernel", "userspace"]
+
+IKE_TIMEOUT_S = 15.0  # for charon to do what it is asked for
 # Who puts on and takes off Mobile IPv6's extension headers; "auto": the kernel, where it can.
 NativeSignalling = Literal["auto", "kernel", "own"]
 
@@ -36,7 +38,7 @@ class IkeSection(_Section):
     vici_socket: Path
     connection: str = ""
     ipv6_connection: str = ""
-    timeout_s: float = Field(default=15.0, gt=0)
+    timeout_s: float = Field(default=IKE_TIMEOUT_S, gt=0)
     mobility_mode: MobilityMode = MobilityMode.MOBIKE
 
     @model_validator(mode="after")
@@ -55,7 +57,7 @@ class HomeAgentIkeSection(_Section):
     notice that charon restarted, nor which SAs are left over from before."""
 
     vici_socket: Path | None = None
-    timeout_s: float = Field(default=15.0, gt=0)
+    timeout_s: float = Field(default=IKE_TIMEOUT_S, gt=0)
     mobility_mode: MobilityMode = MobilityMode.MOBIKE
 
 

@@ -29,13 +29,14 @@ def daemon_config(
 ) -> dict[str, Any]:
     """The configuration of the home agent's daemon (``node`` None) or of a mobile node's.
 
-    :param settings: further keys of it, such as ``lifetime_s``.
+    :param settings: further keys of it, such as ``lifetime_s``, and in ``ike`` of that section.
     :param keys: IPsec is the daemon's own, with these, and there is no IKE.
     :raises ConfigError: the daemon wouldn't take it.
     """
     ike: dict[str, Any] = {
         "vici_socket": str(files.vici_socket),
         "mobility_mode": deployment.settings.mobility.value,
+        **settings.get("ike", {}),
     }
 
     def peer(mn: MobileNode) -> dict[str, Any]:

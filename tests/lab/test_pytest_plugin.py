@@ -15,6 +15,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+# One run for all of them, also where pytest-xdist hands out tests.
+pytestmark = pytest.mark.xdist_group("pytest_plugin")
+
 PROJECT = Path(__file__).parents[2]
 EXAMPLE = PROJECT / "docs" / "examples" / "handover-tests"
 

@@ -16,6 +16,9 @@ from dsmip_ipsec.errors import ConfigError, DsmipError, LabError
 from dsmip_ipsec.lab.record import load
 from dsmip_ipsec.lab.session import LabSession
 
+# One run for all of them, also where pytest-xdist hands out tests.
+pytestmark = pytest.mark.xdist_group("session")
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
