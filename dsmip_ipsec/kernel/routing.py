@@ -13,9 +13,10 @@ A mobile node's table layout:
   advertisement or a DHCP client may put there at any time; anything more special in the main table
   (links, host routes) goes first. Policies take payload before it gets to the TUN; what none takes
   ends there, not on a link;
-* behind all that, what comes from a home address is unreachable, unless the mobile node is at home:
-  before the first binding and after the last one there are no policies, and a default route in the
-  main table would lead it out in clear.
+* behind all that, what comes from a home address or from a network behind a mobile router is
+  unreachable, unless the mobile node is at home: before the first binding and after the last one
+  there are no policies, and a default route in the main table would lead it out in clear. What is
+  for such a network itself goes there by the main table before.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ RULE_ATTACHMENT = 5540
 RULE_SIGNALLING = 5550
 RULE_SPECIAL = 5570
 RULE_PAYLOAD = 5571
-RULE_NOT_AT_HOME = 5572
+RULE_BEHIND = 5572
+RULE_NOT_AT_HOME = 5573
 UNREACHABLE_METRIC = 55550
 # Behind routes into tunnels without IPsec (ipsec.plain_tunnels).
 PAYLOAD_METRIC = 55550
@@ -56,6 +58,7 @@ PAYLOAD_METRIC = 55550
 _HOME_ADDRESS_FLAGS = 0x02 | 0x10
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class Routing:
         self._addresses: list[dict[str, Any]] = []
         self._attachments: set[Attachment] = set()
         self._at_home: list[dict[str, Any]] = []
+        self._mobile: list[Network] = []
 
     async def open(self) -> None:
         self._ipr = AsyncIPRoute()
@@ -150,8 +154,11 @@ class Routing:
         async with _errors(f"can't bring {interface} up"):
             await self._ipr.link("set", index=self._index(interface), mtu=mtu, state="up")
 
-    async def home_addresses(self, tun: str, addresses: list[Address]) -> None:
-        """Configure the home addresses on the TUN."""
+    async def home_addresses(
+        self, tun: str, addresses: list[Address], networks: Iterable[Network] = ()
+    ) -> None:
+        """Configure the home addresses on the TUN, and keep what comes from them off visited
+        links, and what comes from ``networks``, which are behind a mobile router."""
         async with _errors(f"can't configure home addresses on {tun}"):
             index = self._index(tun)
             for address in addresses:
@@ -165,7 +172,12 @@ class Routing:
                     spec["flags"] = _HOME_ADDRESS_FLAGS
                 await self._ipr.addr("replace", **spec)
                 self._addresses.append(spec)
-                await self._rule(_not_at_home(address))
+            networks = tuple(networks)
+            for network in networks:
+                await self._rule(_behind(network))
+            self._mobile = [*(ip_network(address) for address in addresses), *networks]
+            for network in self._mobile:
+                await self._rule(_not_at_home(network))
 
     async def payload(self, tun: str, addresses: list[Address]) -> None:
         """Lead payload into the TUN, hence under the policies: call this when they stand."""
@@ -281,11 +293,11 @@ class Routing:
         duplicate address detection: the home agent has defended them until now."""
         async with _errors(f"can't configure home addresses on {interface}"):
             index = self._index(interface)
-            for address, length in addresses:
-                away = _not_at_home(address)
+            for away in map(_not_at_home, self._mobile):
                 if away in self._rules:
                     self._rules.remove(away)
                     await self._ipr.rule("del", **away)
+            for address, length in addresses:
                 spec: dict[str, Any] = {
                     "index": index,
                     "address": str(address),
@@ -299,10 +311,13 @@ class Routing:
 
     async def not_at_home(self) -> None:
         """Take them away again. Idempotent. Raises KernelError."""
+        for network in self._mobile:
+            away = _not_at_home(network)
+            if away not in self._rules:
+                async with _errors(f"can't keep {network} off visited links"):
+                    await self._rule(away)
         at_home, self._at_home = self._at_home, []
         for spec in at_home:
-            async with _errors(f"can't keep {spec['address']} off visited links"):
-                await self._rule(_not_at_home(ip_address(spec["address"])))
             await self._undo(self._ipr.addr("del", **spec))
 
     async def leave(self) -> None:
@@ -347,11 +362,23 @@ def _payload_rules(family: int) -> list[dict[str, Any]]:
     ]
 
 
-def _not_at_home(address: Address) -> dict[str, Any]:
+def _behind(network: Network) -> dict[str, Any]:
+    """By the main table without its default routes: from whomever, home address included."""
     return {
-        "family": _family(address),
-        "src": str(address),
-        "src_len": address.max_prefixlen,
+        "family": _family(network.network_address),
+        "dst": str(network.network_address),
+        "dst_len": network.prefixlen,
+        "table": 254,
+        "priority": RULE_BEHIND,
+        "suppress_prefixlen": 0,
+    }
+
+
+def _not_at_home(network: Network) -> dict[str, Any]:
+    return {
+        "family": _family(network.network_address),
+        "src": str(network.network_address),
+        "src_len": network.prefixlen,
         "action": "unreachable",
         "priority": RULE_NOT_AT_HOME,
     }

@@ -2,15 +2,77 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_lab import HOME_ADDRESS, daemon_lab, tshark, until
+from daemon_lab import HOME_ADDRESS, LAB, DaemonLab, daemon_lab, tshark, until
 
 PREFIX = "2001:db8:beef::/64"
 INSIDE = "2001:db8:beef::1"
+PASSENGER = "2001:db8:beef::100"
 CN6 = "2001:db8:0:2::200"
+# With a host of its own in that network.
+CAR_LAB = LAB.replace(
+    'ipv4_home_address = "203.0.113.200" }',
+    'ipv4_home_address = "203.0.113.200", mobile_networks = ["car"] }\n'
+    'passenger = { role = "mobile_network_node" }',
+).replace(
+    "[links.six.ends]",
+    f'[links.car.ends]\nmn = ["{INSIDE}/64"]\npassenger = ["{PASSENGER}/64"]\n[links.six.ends]',
+)
+
+
+def ping(lab: DaemonLab, node: str, source: str, target: str, size: int = 56) -> str:
+    """Two echo requests, in a hurry; what came of them."""
+    words = ["ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", "-s", str(size), "-I", source]
+    return lab.exec(node, *words, target, check=False)
+
+
+def in_clear(out: Path, size: int) -> int:
+    """Echo requests of ``size`` from the mobile network on the visited link. (8: their header.)"""
+    shown = f"ipv6.src == {PREFIX} && !esp && icmpv6.type == 128 && ipv6.plen == {size + 8}"
+    return len(tshark(out, "core-six", shown, "frame.number"))
+
+
+async def test_nothing_leaves_the_mobile_network_in_clear_without_a_binding(
+    tmp_path: Path,
+) -> None:
+    """In a visited network with a default route: neither before the first binding, nor after the
+    last one, nor when the daemon is killed then. What stays in the mobile network passes."""
+    states: list[str] = []
+
+    def silent(lab: DaemonLab, state: str) -> None:
+        states.append(state)
+        for node, source in (("mn", INSIDE), ("passenger", PASSENGER)):
+            assert " 0 received" in ping(lab, node, source, CN6), state
+        # The visited network's own addresses are none of the main table's default routes.
+        assert " 0 received" in ping(lab, "passenger", PASSENGER, "2001:db8:6::1"), state
+        assert " 2 received" in ping(lab, "passenger", PASSENGER, INSIDE), state
+        assert " 2 received" in ping(lab, "mn", INSIDE, PASSENGER), state
+
+    async with daemon_lab(tmp_path, CAR_LAB) as lab:
+        lab._addresses("mn", lab.attachment("mn", "six"), add=True)
+        lab.exec("mn", "ip", "route", "add", "default", "via", "2001:db8:6::1", "dev", "six")
+        await until(lambda: lab.reaches("mn", "2001:db8:6::100", CN6), "by the default route")
+        silent(lab, "before")
+        await lab.move("six")
+        await until(lambda: lab.reaches("passenger", PASSENGER, CN6), "through the tunnel")
+        await lab.command("mn", "deregister")
+        silent(lab, "after")
+        await lab.processes.stop("daemon of mn", first=signal.SIGKILL)
+        silent(lab, "killed")
+        # The same would be seen, did it leave.
+        for rule in json.loads(lab.exec("mn", "ip", "-6", "-j", "rule")):
+            if rule.get("src") == "2001:db8:beef::":
+                lab.exec("mn", "ip", "-6", "rule", "del", "priority", str(rule["priority"]),
+                         "from", PREFIX)  # fmt: skip
+        ping(lab, "passenger", PASSENGER, CN6, size=333)
+    assert states == ["before", "after", "killed"]
+    assert in_clear(tmp_path, 56) == 0
+    assert in_clear(tmp_path, 333) == 2
 
 
 @pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "implicit"])
