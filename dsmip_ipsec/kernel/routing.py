@@ -52,6 +52,8 @@ RULE_NOT_AT_HOME = 5573
 UNREACHABLE_METRIC = 55550
 # Behind routes into tunnels without IPsec (ipsec.plain_tunnels).
 PAYLOAD_METRIC = 55550
+# Behind a binding's routes (kernel.home_link).
+KEPT_METRIC = 55561
 
 # IFA_F_NODAD: the home agent defends it (RFC 6275 §10.3). IFA_F_HOMEADDRESS: without it the kernel
 # takes no type 2 routing header for the address, and with it prefers it as source (RFC 6724 §5).
@@ -217,6 +219,17 @@ class Routing:
                     route,
                     {"dst": f"{address}/{address.max_prefixlen}", "family": _family(address),
                      "oif": index},
+                )  # fmt: skip
+
+    async def keep(self, networks: Iterable[Network]) -> None:
+        """At a home agent: what is for ``networks`` goes nowhere unless a binding leads it on. A
+        default route would send it back to the router that it came from."""
+        for network in networks:
+            async with _errors(f"can't keep {network}"):
+                await self._route(
+                    f"kept {network}",
+                    {"dst": str(network), "family": _family(network.network_address),
+                     "type": "unreachable", "priority": KEPT_METRIC},
                 )  # fmt: skip
 
     async def attach(self, attachment: Attachment) -> None:
