@@ -16,7 +16,10 @@ A mobile node's table layout:
 * behind all that, what comes from a home address or from a network behind a mobile router is
   unreachable, unless the mobile node is at home: before the first binding and after the last one
   there are no policies, and a default route in the main table would lead it out in clear. What is
-  for such a network itself goes there by the main table before.
+  for such a network itself goes there by the main table before;
+* what comes by a visited network in the name of a network behind a mobile router goes nowhere:
+  between two addresses of such networks policies ask for no ESP (ipsec.payload_policies). What is
+  for the router itself has been taken by the local table before.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ RULE_ATTACHMENT = 5540
 RULE_SIGNALLING = 5550
 RULE_SPECIAL = 5570
 RULE_PAYLOAD = 5571
+RULE_FOREIGN = 5569
 RULE_BEHIND = 5572
 RULE_NOT_AT_HOME = 5573
 UNREACHABLE_METRIC = 55550
@@ -99,6 +103,7 @@ class Routing:
         self._attachments: set[Attachment] = set()
         self._at_home: list[dict[str, Any]] = []
         self._mobile: list[Network] = []
+        self._behind: tuple[Network, ...] = ()
 
     async def open(self) -> None:
         self._ipr = AsyncIPRoute()
@@ -174,10 +179,10 @@ class Routing:
                     spec["flags"] = _HOME_ADDRESS_FLAGS
                 await self._ipr.addr("replace", **spec)
                 self._addresses.append(spec)
-            networks = tuple(networks)
-            for network in networks:
+            self._behind = tuple(networks)
+            for network in self._behind:
                 await self._rule(_behind(network))
-            self._mobile = [*(ip_network(address) for address in addresses), *networks]
+            self._mobile = [*(ip_network(address) for address in addresses), *self._behind]
             for network in self._mobile:
                 await self._rule(_not_at_home(network))
 
@@ -248,6 +253,10 @@ class Routing:
                     "priority": RULE_ATTACHMENT}  # fmt: skip
             if rule not in self._rules:
                 await self._rule(rule)
+            for network in self._behind:
+                foreign = _foreign(network, attachment.interface)
+                if foreign not in self._rules:
+                    await self._rule(foreign)
             self._attachments.add(attachment)
         if address.version == 4:
             _accept_ipv6(attachment.interface)
@@ -258,6 +267,8 @@ class Routing:
             return
         self._attachments.remove(attachment)
         mine = [r for r in self._rules if r.get("src") == str(attachment.care_of_address)]
+        if all(other.interface != attachment.interface for other in self._attachments):
+            mine += [r for r in self._rules if r.get("iifname") == attachment.interface]
         for rule in mine:
             self._rules.remove(rule)
             await self._undo(self._ipr.rule("del", **rule))
@@ -384,6 +395,18 @@ def _behind(network: Network) -> dict[str, Any]:
         "table": 254,
         "priority": RULE_BEHIND,
         "suppress_prefixlen": 0,
+    }
+
+
+def _foreign(network: Network, interface: str) -> dict[str, Any]:
+    """Nobody there has an address behind this mobile router."""
+    return {
+        "family": _family(network.network_address),
+        "iifname": interface,
+        "src": str(network.network_address),
+        "src_len": network.prefixlen,
+        "action": "unreachable",
+        "priority": RULE_FOREIGN,
     }
 
 

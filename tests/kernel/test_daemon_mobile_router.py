@@ -44,6 +44,30 @@ def in_clear(out: Path, size: int) -> int:
     return len(tshark(out, "core-six", shown, "frame.number"))
 
 
+async def test_a_mobile_network_lives_while_its_router_is_away(tmp_path: Path) -> None:
+    """What stays in the network isn't tunnelled: its hosts find their router, and it finds them.
+    From the visited network nothing gets to them in clear, not even in the name of one of them."""
+    spoofed = "2001:db8:beef::66"
+    async with daemon_lab(tmp_path, CAR_LAB) as lab:
+        await lab.move("six")
+        await until(lambda: lab.reaches("passenger", PASSENGER, CN6), "through the tunnel")
+        for _ in range(2):
+            for node in ("passenger", "mn"):
+                lab.exec(node, "ip", "-6", "neigh", "flush", "dev", "car")
+            assert " 2 received" in ping(lab, "passenger", PASSENGER, INSIDE)
+            assert " 2 received" in ping(lab, "passenger", PASSENGER, CN6)
+        for node in ("passenger", "mn"):
+            lab.exec(node, "ip", "-6", "neigh", "flush", "dev", "car")
+        assert " 2 received" in ping(lab, "mn", INSIDE, PASSENGER)
+        lab.exec("core", "ip", "addr", "add", f"{spoofed}/128", "dev", "lo")
+        route = (f"{PASSENGER}/128", "via", "2001:db8:6::100", "dev", "six")
+        lab.exec("core", "ip", "-6", "route", "add", *route)
+        assert " 0 received" in ping(lab, "core", spoofed, PASSENGER)
+    from_outside = f"ipv6.src == {spoofed} && icmpv6.type == 128"
+    assert tshark(tmp_path, "core-six", from_outside, "frame.number")
+    assert tshark(tmp_path, "mn-car", from_outside, "frame.number") == []
+
+
 async def test_a_mobile_network_without_a_binding(tmp_path: Path) -> None:
     """In a visited network with a default route nothing leaves it in clear: neither before the
     first binding, nor after the last one, nor when the daemon is killed then. What stays in the
