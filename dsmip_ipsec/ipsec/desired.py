@@ -26,6 +26,7 @@ from dsmip_ipsec.ipsec.payload_policies import (
     home_agent_policies,
     payload_policies,
     return_routability_policies,
+    staying_policies,
 )
 from dsmip_ipsec.ipsec.peering import Peering, Role, outbound
 from dsmip_ipsec.ipsec.placement import place
@@ -128,7 +129,8 @@ def desired(
         policies = prefix_discovery_policies(peering, prefixes.reqid, extensions)
         state += DesiredState(tuple(policies), prefixes.mirrors)
     if peering.protect_data:
-        return state + _protected(peering, binding, associations, esp_care_of)
+        staying = DesiredState(tuple(staying_policies(peering, binding)))
+        return state + _protected(peering, binding, associations, esp_care_of) + staying
     return state + _unprotected(peering, binding, associations, esp_care_of)
 
 

@@ -46,10 +46,12 @@ class Mode(Enum):
 
 
 class Action(Enum):
-    """What a policy does with a packet: ``PROTECT`` by its template, or ``BLOCK`` (discard)."""
+    """What a policy does with a packet: ``PROTECT`` by its template, ``BLOCK`` (discard), or
+    ``BYPASS``: it travels in clear, whatever weaker policies say."""
 
     PROTECT = "protect"
     BLOCK = "block"
+    BYPASS = "bypass"
 
 
 class MobilityHeaderType(Enum):
@@ -194,7 +196,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         if (self.action is Action.PROTECT) != (self.template is not None):
-            raise ValueError("a protecting policy has a template, a blocking one has none")
+            raise ValueError("a protecting policy has a template, another one has none")
 
     @property
     def key(self) -> tuple[Direction, Selector]:
@@ -202,7 +204,7 @@ class Policy:
         return self.direction, self.selector
 
     def __str__(self) -> str:
-        what = str(self.template) if self.template is not None else "block"
+        what = str(self.template) if self.template is not None else self.action.value
         return f"{self.direction.value} {self.selector} priority {self.priority}: {what}"
 
 

@@ -24,11 +24,14 @@ from dsmip_ipsec.ipsec.priorities import (
     PRIORITY_HOME_AGENT,
     PRIORITY_PAYLOAD,
     PRIORITY_RETURN_ROUTABILITY,
+    PRIORITY_STAYING,
 )
 from dsmip_ipsec.mobility.types import Binding
 from dsmip_ipsec.wire.ip import IPPROTO_MH
 
 ANYWHERE: dict[int, Network] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+# Link-local unicast and multicast: neighbours and their discovery.
+_ON_LINK: tuple[Network, ...] = (ip_network("fe80::/10"), ip_network("ff02::/16"))
 
 
 def home_addresses(peering: Peering) -> list[tuple[Address, Address]]:
@@ -102,6 +105,30 @@ def payload_policies(
         rows = _directed(peering, network, ANYWHERE[network.version], behind=True)
         policies += _tunnel_policies(rows, peering.reqids.data, sending, PRIORITY_PAYLOAD)
     return policies
+
+
+def staying_policies(peering: Peering, binding: Binding | None) -> list[Policy]:
+    """What stays in the networks behind a mobile router, its router's neighbour discovery and
+    answers among it, isn't for the tunnel that all else from there and for there goes through.
+
+    A policy can't ask by which interface a packet came in, so routing rules refuse what comes from
+    a visited network in their name (kernel.routing).
+    """
+    if peering.role is not Role.MOBILE_NODE:
+        return []
+    networks = mobile_networks(peering, binding)
+    rows = []
+    for network in networks:
+        for other in networks:
+            if other.version == network.version:
+                inside = Selector(other, network)
+                rows += [(direction, inside) for direction in Direction]
+        if network.version == 6:
+            rows += [(Direction.OUT, Selector(network, near)) for near in _ON_LINK]
+            rows.append((Direction.IN, Selector(_ON_LINK[0], network)))
+    return [
+        Policy(direction, selector, PRIORITY_STAYING, Action.BYPASS) for direction, selector in rows
+    ]
 
 
 def return_routability_policies(

@@ -209,6 +209,8 @@ def _reference(policy: Policy) -> str:
 def _why(policy: Policy) -> tuple[str, str]:
     if policy.action is Action.BLOCK:
         reason = "must not travel in clear"
+    elif policy.action is Action.BYPASS:
+        return "stays in the networks behind the mobile router", "RFC 4301 §4.4.1"
     elif policy.template is not None and policy.template.mode is Mode.TUNNEL:
         signalling = policy.priority == PRIORITY_RETURN_ROUTABILITY
         reason = f"{'return routability' if signalling else 'payload'} goes by the tunnel SA"

@@ -74,8 +74,8 @@ def _selector(selector: Selector) -> str:
 
 def _template(policy: Policy) -> str:
     template = policy.template
-    if policy.action is Action.BLOCK or template is None:
-        return " action block"
+    if template is None:
+        return " action block" if policy.action is Action.BLOCK else " action allow"
     text = (
         f" tmpl src {template.source} dst {template.destination} proto esp "
         f"reqid {template.reqid} mode {template.mode.value}"

@@ -53,7 +53,7 @@ def _name(subject: Subject) -> str:
 
 def _rest(subject: Subject) -> str:
     if isinstance(subject, Policy):
-        what = "block" if subject.template is None else str(subject.template)
+        what = str(subject.template or subject.action.value)
         return f"{what}, priority {subject.priority}"
     if isinstance(subject, ExtensionState):
         anywhere = subject.care_of_address.is_unspecified

@@ -13,9 +13,13 @@ A mobile node's table layout:
   advertisement or a DHCP client may put there at any time; anything more special in the main table
   (links, host routes) goes first. Policies take payload before it gets to the TUN; what none takes
   ends there, not on a link;
-* behind all that, what comes from a home address is unreachable, unless the mobile node is at home:
-  before the first binding and after the last one there are no policies, and a default route in the
-  main table would lead it out in clear.
+* behind all that, what comes from a home address or from a network behind a mobile router is
+  unreachable, unless the mobile node is at home: before the first binding and after the last one
+  there are no policies, and a default route in the main table would lead it out in clear. What is
+  for such a network itself goes there by the main table before;
+* what comes by a visited network in the name of a network behind a mobile router goes nowhere:
+  between two addresses of such networks policies ask for no ESP (ipsec.payload_policies). What is
+  for the router itself has been taken by the local table before.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +50,21 @@ RULE_ATTACHMENT = 5540
 RULE_SIGNALLING = 5550
 RULE_SPECIAL = 5570
 RULE_PAYLOAD = 5571
-RULE_NOT_AT_HOME = 5572
+RULE_FOREIGN = 5569
+RULE_BEHIND = 5572
+RULE_NOT_AT_HOME = 5573
 UNREACHABLE_METRIC = 55550
 # Behind routes into tunnels without IPsec (ipsec.plain_tunnels).
 PAYLOAD_METRIC = 55550
+# Behind a binding's routes (kernel.home_link).
+KEPT_METRIC = 55561
 
 # IFA_F_NODAD: the home agent defends it (RFC 6275 §10.3). IFA_F_HOMEADDRESS: without it the kernel
 # takes no type 2 routing header for the address, and with it prefers it as source (RFC 6724 §5).
 _HOME_ADDRESS_FLAGS = 0x02 | 0x10
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,8 @@ class Routing:
         self._addresses: list[dict[str, Any]] = []
         self._attachments: set[Attachment] = set()
         self._at_home: list[dict[str, Any]] = []
+        self._mobile: list[Network] = []
+        self._behind: tuple[Network, ...] = ()
 
     async def open(self) -> None:
         self._ipr = AsyncIPRoute()
@@ -150,8 +161,11 @@ class Routing:
         async with _errors(f"can't bring {interface} up"):
             await self._ipr.link("set", index=self._index(interface), mtu=mtu, state="up")
 
-    async def home_addresses(self, tun: str, addresses: list[Address]) -> None:
-        """Configure the home addresses on the TUN."""
+    async def home_addresses(
+        self, tun: str, addresses: list[Address], networks: Iterable[Network] = ()
+    ) -> None:
+        """Configure the home addresses on the TUN, and keep what comes from them off visited
+        links, and what comes from ``networks``, which are behind a mobile router."""
         async with _errors(f"can't configure home addresses on {tun}"):
             index = self._index(tun)
             for address in addresses:
@@ -165,7 +179,12 @@ class Routing:
                     spec["flags"] = _HOME_ADDRESS_FLAGS
                 await self._ipr.addr("replace", **spec)
                 self._addresses.append(spec)
-                await self._rule(_not_at_home(address))
+            self._behind = tuple(networks)
+            for network in self._behind:
+                await self._rule(_behind(network))
+            self._mobile = [*(ip_network(address) for address in addresses), *self._behind]
+            for network in self._mobile:
+                await self._rule(_not_at_home(network))
 
     async def payload(self, tun: str, addresses: list[Address]) -> None:
         """Lead payload into the TUN, hence under the policies: call this when they stand."""
@@ -207,6 +226,17 @@ class Routing:
                      "oif": index},
                 )  # fmt: skip
 
+    async def keep(self, networks: Iterable[Network]) -> None:
+        """At a home agent: what is for ``networks`` goes nowhere unless a binding leads it on. A
+        default route would send it back to the router that it came from."""
+        for network in networks:
+            async with _errors(f"can't keep {network}"):
+                await self._route(
+                    f"kept {network}",
+                    {"dst": str(network), "family": _family(network.network_address),
+                     "type": "unreachable", "priority": KEPT_METRIC},
+                )  # fmt: skip
+
     async def attach(self, attachment: Attachment) -> None:
         """Make ``attachment`` usable beside the present one."""
         address = attachment.care_of_address
@@ -223,6 +253,10 @@ class Routing:
                     "priority": RULE_ATTACHMENT}  # fmt: skip
             if rule not in self._rules:
                 await self._rule(rule)
+            for network in self._behind:
+                foreign = _foreign(network, attachment.interface)
+                if foreign not in self._rules:
+                    await self._rule(foreign)
             self._attachments.add(attachment)
         if address.version == 4:
             _accept_ipv6(attachment.interface)
@@ -233,6 +267,8 @@ class Routing:
             return
         self._attachments.remove(attachment)
         mine = [r for r in self._rules if r.get("src") == str(attachment.care_of_address)]
+        if all(other.interface != attachment.interface for other in self._attachments):
+            mine += [r for r in self._rules if r.get("iifname") == attachment.interface]
         for rule in mine:
             self._rules.remove(rule)
             await self._undo(self._ipr.rule("del", **rule))
@@ -281,11 +317,11 @@ class Routing:
         duplicate address detection: the home agent has defended them until now."""
         async with _errors(f"can't configure home addresses on {interface}"):
             index = self._index(interface)
-            for address, length in addresses:
-                away = _not_at_home(address)
+            for away in map(_not_at_home, self._mobile):
                 if away in self._rules:
                     self._rules.remove(away)
                     await self._ipr.rule("del", **away)
+            for address, length in addresses:
                 spec: dict[str, Any] = {
                     "index": index,
                     "address": str(address),
@@ -299,10 +335,13 @@ class Routing:
 
     async def not_at_home(self) -> None:
         """Take them away again. Idempotent. Raises KernelError."""
+        for network in self._mobile:
+            away = _not_at_home(network)
+            if away not in self._rules:
+                async with _errors(f"can't keep {network} off visited links"):
+                    await self._rule(away)
         at_home, self._at_home = self._at_home, []
         for spec in at_home:
-            async with _errors(f"can't keep {spec['address']} off visited links"):
-                await self._rule(_not_at_home(ip_address(spec["address"])))
             await self._undo(self._ipr.addr("del", **spec))
 
     async def leave(self) -> None:
@@ -347,11 +386,35 @@ def _payload_rules(family: int) -> list[dict[str, Any]]:
     ]
 
 
-def _not_at_home(address: Address) -> dict[str, Any]:
+def _behind(network: Network) -> dict[str, Any]:
+    """By the main table without its default routes: from whomever, home address included."""
     return {
-        "family": _family(address),
-        "src": str(address),
-        "src_len": address.max_prefixlen,
+        "family": _family(network.network_address),
+        "dst": str(network.network_address),
+        "dst_len": network.prefixlen,
+        "table": 254,
+        "priority": RULE_BEHIND,
+        "suppress_prefixlen": 0,
+    }
+
+
+def _foreign(network: Network, interface: str) -> dict[str, Any]:
+    """Nobody there has an address behind this mobile router."""
+    return {
+        "family": _family(network.network_address),
+        "iifname": interface,
+        "src": str(network.network_address),
+        "src_len": network.prefixlen,
+        "action": "unreachable",
+        "priority": RULE_FOREIGN,
+    }
+
+
+def _not_at_home(network: Network) -> dict[str, Any]:
+    return {
+        "family": _family(network.network_address),
+        "src": str(network.network_address),
+        "src_len": network.prefixlen,
         "action": "unreachable",
         "priority": RULE_NOT_AT_HOME,
     }

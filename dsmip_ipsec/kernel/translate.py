@@ -122,10 +122,13 @@ def policy_back(value: xfrm.Policy) -> model.Policy | None:
     template = _template_back(value.templates[0], value.templates[1:]) if value.templates else None
     if key is None or (value.templates and template is None):
         return None
-    blocks = value.action is Action.BLOCK
-    if blocks == (template is not None):
-        return None
-    action = model.Action.BLOCK if blocks else model.Action.PROTECT
+    action = model.Action.PROTECT
+    if value.action is Action.BLOCK:
+        if template is not None:
+            return None
+        action = model.Action.BLOCK
+    elif template is None:
+        action = model.Action.BYPASS
     return model.Policy(*key, value.priority, action, template)
 
 

@@ -217,7 +217,7 @@ def _policy(policy: Policy) -> record.Policy:
     return record.Policy(
         direction=_DIRECTIONS[policy.direction],
         selector=str(ours.selector) if ours is not None else repr(policy.selector),
-        template="block" if ours is None or ours.template is None else str(ours.template),
+        template=("block" if ours is None else str(ours.template or ours.action.value)),
         priority=policy.priority,
     )
 

@@ -230,7 +230,9 @@ class Policy(_Model):
 
     direction: Literal["in", "out", "fwd"] = Field(description="As Linux has it.")
     selector: str = Field(description="Source, destination, protocol and type, in words.")
-    template: str = Field(description="What the policy asks for; `block` if it discards.")
+    template: str = Field(
+        description="What the policy asks for; `block` if it discards, `bypass` if nothing."
+    )
     priority: Count = Field(default=0, description="Lower wins.")
 
 

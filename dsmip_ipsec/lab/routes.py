@@ -156,16 +156,6 @@ def routes(lab: Lab, node: str) -> list[Route]:
     return [route for family in (4, 6) for route in _family_routes(lab, node, family)]
 
 
-def kept_prefixes(lab: Lab, node: str) -> list[Network]:
-    """Prefixes that lead to ``node``, and on from there by a binding only: a home agent's mobile
-    networks. Its default route would send them back to who sent them."""
-    if not isinstance(lab.nodes[node], HomeAgent):
-        return []
-    mobiles = lab.mobile_nodes().values()
-    links = [link for mobile in mobiles for link in mobile.mobile_networks]
-    return [prefix for link in links for prefix in prefixes(lab, link, 6)]
-
-
 def _family_routes(lab: Lab, node: str, family: Family) -> list[Route]:
     own = {
         prefix

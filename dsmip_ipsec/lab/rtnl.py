@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
-    IPv4Network,
     IPv6Address,
     IPv6Interface,
-    IPv6Network,
 )
 from typing import Any
 
@@ -45,8 +43,7 @@ IFA_F_NODAD = 2
 NLMSG_ERROR = 2
 RTPROT_STATIC = 4
 RT_TABLE_MAIN = 254
-RTN_UNICAST, RTN_UNREACHABLE = 1, 7
-_LAST_METRIC = 0xFFFFFFFF
+RTN_UNICAST = 1
 
 # struct nlmsghdr: length, type, flags, sequence, pid; then struct nlmsgerr's error.
 _HEADER = struct.Struct("=IHHII")
@@ -158,22 +155,6 @@ class Batch:
         if route.destination.prefixlen:
             attributes.insert(0, ("RTA_DST", str(route.destination.network_address)))
         what = f"adding the route {route.destination} via {route.gateway}"
-        self._add(what, rtmsg(), RTM_NEWROUTE, _REPLACE, fields, attributes)
-
-    def unreachable(self, destination: IPv4Network | IPv6Network) -> None:
-        """Add a route that refuses, behind all others to the same destination."""
-        fields = {
-            "family": _family(destination.network_address),
-            "dst_len": destination.prefixlen,
-            "table": RT_TABLE_MAIN,
-            "proto": RTPROT_STATIC,
-            "type": RTN_UNREACHABLE,
-        }
-        attributes: Attributes = [
-            ("RTA_DST", str(destination.network_address)),
-            ("RTA_PRIORITY", _LAST_METRIC),
-        ]
-        what = f"adding the unreachable route {destination}"
         self._add(what, rtmsg(), RTM_NEWROUTE, _REPLACE, fields, attributes)
 
     def netem(self, index: int, impairment: Impairment) -> None:

@@ -255,9 +255,6 @@ class Topology:
         for route in routes.routes(self.lab, node):
             if only in (None, route.link) and (only or self.lab.links[route.link].up):
                 batch.route(self._indices[route.link], route)
-        if only is None:
-            for prefix in routes.kept_prefixes(self.lab, node):
-                batch.unreachable(prefix)
         return batch
 
     def _set_link(self, name: str, up: bool) -> None:

@@ -4,7 +4,7 @@ The engines do no input or output. A driver hands them a :class:`MobilityPacket`
 and does what the returned outputs say:
 
 * :class:`SendMobility`: send this Mobility Header;
-* :class:`SendParameterProblem`: answer a malformed header with ICMPv6 (RFC 6275 §9.2);
+* :class:`SendIcmp`: send this ICMPv6 message;
 * :class:`BindingChanged`: make the kernel agree with the new binding;
 * :class:`Event`: something to tell a person or a log.
 
@@ -87,19 +87,6 @@ class SendMobility:
     remote: OuterAddress | None
     home_address_option: IPv6Address | None = None
     type2_routing: IPv6Address | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SendParameterProblem:
-    """Answer ``packet`` with ICMPv6 Parameter Problem (RFC 6275 §9.2).
-
-    ``pointer`` counts octets from the start of the Mobility Header; the driver, which alone knows
-    what stood before it, adds that.
-    """
-
-    packet: MobilityPacket
-    code: int
-    pointer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +337,6 @@ class HomeAgentsDiscovered:
 
 Output: TypeAlias = (
     SendMobility
-    | SendParameterProblem
     | BindingChanged
     | Event
     | SendIcmp

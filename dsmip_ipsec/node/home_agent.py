@@ -154,6 +154,11 @@ class HomeAgentDaemon(EngineDaemon):
         await super().stop()
 
     async def _set_up(self) -> None:
+        await self._routing.keep(
+            network
+            for peering in self._peerings.values()
+            for network in peering.mobile_network_prefixes
+        )
         self._home_link.open()
         self._answers.open()
         self._path.bind(self._config.home_agent.home_agent_ipv4)

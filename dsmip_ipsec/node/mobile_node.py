@@ -156,7 +156,8 @@ class MobileNodeDaemon(EngineDaemon):
     async def _set_up(self) -> None:
         if self._keys is not None:
             self._keys.start()
-        await self._routing.home_addresses(TUN_NAME, self._home_addresses())
+        networks = self._peering.mobile_network_prefixes
+        await self._routing.home_addresses(TUN_NAME, self._home_addresses(), networks)
         if self._movement is not None:
             self._movement.open()
 

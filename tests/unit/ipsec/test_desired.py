@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Network, ip_network
 
 import pytest
 
@@ -329,3 +329,30 @@ def test_no_text_of_a_plan_shows_a_key() -> None:
     assert AEAD.key.reveal().hex() not in text
     assert repr(AEAD.key.reveal()) not in text
     assert "SecretKey 160 bits" in text
+
+
+def test_what_stays_in_a_mobile_network_is_not_tunnelled() -> None:
+    """Between both networks behind the router, and with its neighbours."""
+    one, other = IPv6Network("2001:db8:beef::/64"), IPv6Network("2001:db8:cafe::/64")
+    router = replace(MN, mobile_network_prefixes=(one, other))
+    state = desired(router, active=True, binding=None, negotiated=())
+    staying = [policy for policy in state.policies if policy.action is Action.BYPASS]
+    neighbours, groups = ip_network("fe80::/10"), ip_network("ff02::/16")
+    wanted = {(d, Selector(a, b)) for d in Direction for a in (one, other) for b in (one, other)}
+    for each in (one, other):
+        wanted |= {(Direction.OUT, Selector(each, near)) for near in (neighbours, groups)}
+        wanted.add((Direction.IN, Selector(neighbours, each)))
+    assert {policy.key for policy in staying} == wanted
+    # Stronger than what leads all else into the tunnel.
+    tunnelled = [
+        p for p in state.policies if p not in staying and p.selector.source in (one, other)
+    ]
+    assert tunnelled
+    assert max(p.priority for p in staying) < min(p.priority for p in tunnelled)
+
+
+def test_without_a_mobile_network_nothing_bypasses() -> None:
+    at_home_agent = replace(HA, mobile_network_prefixes=(IPv6Network("2001:db8:beef::/64"),))
+    for peering in (MN, at_home_agent):
+        state = desired(peering, active=True, binding=None, negotiated=())
+        assert not [policy for policy in state.policies if policy.action is Action.BYPASS]

@@ -25,7 +25,7 @@ import pytest
 
 from dsmip_ipsec.cli.plan import load
 from dsmip_ipsec.cli.situation_file import SituationFile
-from dsmip_ipsec.ipsec.model import Mode, Policy, SecurityAssociation
+from dsmip_ipsec.ipsec.model import Action, Mode, Policy, SecurityAssociation
 from dsmip_ipsec.ipsec.peering import Role
 from dsmip_ipsec.ipsec.plan import Operation, Verb
 from dsmip_ipsec.ipsec.plan_commands import as_ip_xfrm
@@ -152,11 +152,17 @@ def test_without_data_sas_mobike_changes_nothing(role: Role) -> None:
 def test_only_what_a_mobile_node_at_home_may_say_in_clear_has_no_policy(
     role: Role, variant: str
 ) -> None:
-    """Every selector of an away mobile node is protected or blocked, never let through."""
+    """Every selector of an away mobile node is protected or blocked, never let through, but for
+    what stays in the networks behind it."""
     for place in AWAY:
         operations = moves(role, variant, "home", place)
         policies = [o.subject for o in operations if isinstance(o.subject, Policy)]
         assert all(p.template is None or p.template.reqid for p in policies)
+        inside = VARIANTS[variant].get("mobile_network_prefixes", [])
+        for policy in policies:
+            ends = {str(policy.selector.source), str(policy.selector.destination)}
+            assert policy.action is not Action.BYPASS or ends & set(inside)
+            assert policy.action is not Action.BYPASS or not ends & {"::/0", "0.0.0.0/0"}
         payload = [p for p in policies if str(p.selector.destination) in ("::/0", "0.0.0.0/0")]
         if VARIANTS[variant].get("protect_data", True):
             assert payload

@@ -29,15 +29,17 @@ from mobility_samples import (
     over_udp,
     update,
 )
+from scapy.layers.inet6 import ICMPv6ParamProblem, IPv6, IPv6ExtHdrDestOpt
 
 from dsmip_ipsec.mobility.types import (
     BindingChanged,
     DropReason,
     EventKind,
     MobilityPacket,
+    SendIcmp,
     SendMobility,
-    SendParameterProblem,
 )
+from dsmip_ipsec.wire import icmp6
 from dsmip_ipsec.wire.mobility import (
     BindingError,
     BindingErrorStatus,
@@ -304,17 +306,42 @@ def test_rfc6275_9_2_unknown_type_gets_a_binding_error() -> None:
     assert message.status == BindingErrorStatus.UNRECOGNIZED_MH_TYPE
 
 
-@pytest.mark.rfc("6275-9.2-5", "6275-9.2-6", "6275-9.2-7", "6275-8.4-6", "6275-10.2-1")
-def test_rfc6275_9_2_payload_protocol_gets_a_parameter_problem() -> None:
-    engine = agent()
-    raw = bytearray(over_udp(update()).message)
+def other_payload_protocol(message: bytes) -> bytes:
+    """With a right checksum all the same."""
+    raw = bytearray(message)
     raw[0] = 58  # one less in the high octet of the first word, so one more in the checksum
     total = int.from_bytes(raw[4:6], "big") + 0x100
     raw[4:6] = ((total & 0xFFFF) + (total >> 16)).to_bytes(2, "big")
-    outputs = engine.handle(MobilityPacket(HOME, AGENT, bytes(raw), NAT), 0.0)
-    problem = only(outputs, SendParameterProblem)
-    assert (problem.code, problem.pointer) == (0, 0)
+    return bytes(raw)
+
+
+@pytest.mark.rfc("6275-9.2-5", "6275-9.2-6", "6275-9.2-7", "6275-8.4-6", "6275-10.2-1")
+def test_rfc6275_9_2_payload_protocol_gets_a_parameter_problem() -> None:
+    raw = other_payload_protocol(native(update()).message)
+    outputs = agent().handle(MobilityPacket(CARE_OF, AGENT, raw, None, HOME), 0.0)
     assert none(outputs, SendMobility)
+    sent = only(outputs, SendIcmp)
+    assert (sent.source, sent.destination, sent.protected) == (AGENT, CARE_OF, False)
+    # scapy finds the octet that the pointer means, and what is quoted before it.
+    problem = ICMPv6ParamProblem(sent.message)
+    assert (problem.type, problem.code) == (4, 0)
+    quoted = bytes(problem.payload)
+    assert quoted[problem.ptr : problem.ptr + 3] == bytes((58, raw[1], 5))
+    packet = IPv6(quoted)
+    assert (packet.src, packet.dst) == (str(CARE_OF), str(AGENT))
+    assert packet.plen == 24 + len(raw)
+    (option,) = (each for each in packet[IPv6ExtHdrDestOpt].options if each.otype == 0xC9)
+    assert option.hoa == str(HOME)
+    # Nothing of what the message says: that was under ESP.
+    assert raw[6:] not in sent.message
+    assert quoted.endswith(raw[:6])
+    icmp6.decode(sent.message, AGENT, CARE_OF)  # its checksum
+
+
+def test_rfc5555_5_2_2_no_parameter_problem_in_clear_to_the_home_address() -> None:
+    raw = other_payload_protocol(over_udp(update()).message)
+    for packet in (MobilityPacket(HOME, AGENT, raw, NAT), MobilityPacket(HOME, AGENT, raw, None)):
+        assert dropped_silently(agent().handle(packet, 0.0), DropReason.MALFORMED)
 
 
 @pytest.mark.rfc("6275-9.2-2", "6275-10.2-1")
