@@ -173,8 +173,8 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         os._exit(status)
 
 
-def renice(nice: int) -> None:
-    """Add to our nice value, or leave it where we may not: in a user namespace nobody may be more
-    urgent."""
-    with suppress(PermissionError):
-        os.nice(nice)
+def renice(nice: int, pid: int = 0) -> None:
+    """Have ``pid`` (0: us) ``nice`` above our own nice value, or leave it where we may not: in a
+    user namespace nobody may be more urgent. One that has ended has no use for it."""
+    with suppress(PermissionError, ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)
