@@ -204,6 +204,12 @@ class Processes:
             pid = nursery.fork(module, arguments, log=output, namespace=descriptor, nice=nice)
         return self._watch(name, pid, partial(nursery.wait, pid), log, may_end=False)
 
+    def learn(self, name: str, module: str) -> None:
+        """The process ``name`` was started with ``module`` and is ready: further ones of that
+        module may be so sooner. Raises LabError."""
+        if self._nursery is not None:
+            self._nursery.learn(module, self._processes[name].pid)
+
     @contextmanager
     def _descriptors(
         self, name: str, log: Path, namespace: str | None
