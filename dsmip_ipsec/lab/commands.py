@@ -32,7 +32,7 @@ async def start_command(
                 stderr=pipe,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=in_child(os.getpid(), inside, 0, terminal=terminal is not None),
+                preexec_fn=in_child(os.getpid(), inside, terminal=terminal is not None),
             )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)

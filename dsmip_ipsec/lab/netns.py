@@ -96,6 +96,23 @@ def enter_descriptor(descriptor: int) -> None:
 
 
 @contextmanager
+def visit(descriptor: int) -> Iterator[None]:
+    """Have the calling thread in another namespace meanwhile: what it starts there stays there.
+
+    :raises OSError: setns failed.
+    """
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter_descriptor(descriptor)
+        try:
+            yield
+        finally:
+            enter_descriptor(own)
+    finally:
+        os.close(own)
+
+
+@contextmanager
 def descriptors(names: Iterable[str]) -> Iterator[dict[str, int]]:
     """Open files of several namespaces, by name, closed at the end.
 

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from ..errors import DsmipError, LabError
 from . import netns
+from .inherited import WrittenPages, is_worthwhile
 
 # What is forked often; importing them is the point.
 PRELOADED = (
@@ -87,6 +88,17 @@ class Nursery:
         """Reap a process that has ended; return its status as subprocess has it."""
         return int(self._ask({"wait": pid}, []))
 
+    def call(self, module: str, function: str) -> None:
+        """Call ``function()`` of ``module`` in the nursery: what it finds out and keeps, all later
+        processes have. It mustn't leave a thread behind. Raises LabError."""
+        self._ask({"call": [module, function]}, [])
+
+    def learn(self, module: str, pid: int) -> None:
+        """``pid`` runs ``module`` and is ready: later ones shall be so sooner (:mod:`.inherited`).
+        Raises LabError."""
+        if is_worthwhile():
+            self._ask({"learn": pid, "module": module}, [])
+
     def stop(self) -> None:
         """End the nursery, and with it what it started. Idempotent."""
         self._connection.close()
@@ -117,6 +129,7 @@ def _serve(connection: socket.socket, parent: int) -> NoReturn:
         os._exit(1)
     # Ctrl-C in the terminal is for the lab, which ends its processes in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    learned: dict[str, WrittenPages] = {}
     try:
         while True:
             message, descriptors, _, _ = socket.recv_fds(connection, _MAX_MESSAGE, 4)
@@ -126,11 +139,18 @@ def _serve(connection: socket.socket, parent: int) -> NoReturn:
             if "wait" in request:
                 _, status = os.waitpid(request["wait"], 0)
                 answer = os.waitstatus_to_exitcode(status)
+            elif "call" in request:
+                module, function = request["call"]
+                getattr(importlib.import_module(module), function)()
+                answer = 0
+            elif "learn" in request:
+                learned[request["module"]] = WrittenPages(request["learn"])
+                answer = 0
             else:
                 answer = os.fork()
                 if answer == 0:
                     connection.close()
-                    _become(request, descriptors)
+                    _become(request, descriptors, learned.get(request["module"]))
             for descriptor in descriptors:
                 os.close(descriptor)
             connection.send(json.dumps(answer).encode())
@@ -139,7 +159,9 @@ def _serve(connection: socket.socket, parent: int) -> NoReturn:
         os._exit(0)
 
 
-def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+def _become(
+    request: dict[str, Any], descriptors: list[int], pages: WrittenPages | None
+) -> NoReturn:
     """The new process, from its first breath to its exit status."""
     status = 1
     try:
@@ -147,6 +169,8 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
+        if pages is not None:
+            pages.map_at_once()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setsid()
         if len(descriptors) > 1:
@@ -173,8 +197,8 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         os._exit(status)
 
 
-def renice(nice: int) -> None:
-    """Add to our nice value, or leave it where we may not: in a user namespace nobody may be more
-    urgent."""
-    with suppress(PermissionError):
-        os.nice(nice)
+def renice(nice: int, pid: int = 0) -> None:
+    """Have ``pid`` (0: us) ``nice`` above our own nice value, or leave it where we may not: in a
+    user namespace nobody may be more urgent. One that has ended has no use for it."""
+    with suppress(PermissionError, ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)

@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,10 +156,16 @@ class Processes:
 
         :raises LabError: no such namespace or program, or the name is taken.
         """
-        with self._descriptors(name, log, namespace) as (output, descriptor):
+        with self._descriptors(name, log, namespace) as (output, descriptor), ExitStack() as stack:
+            command = _dying_with_us(name, argv)
             try:
+                # From within the namespace rather than by a setns in the child: code of ours that
+                # runs there makes a fork of what could be a vfork. In a guest, that is a fault for
+                # each page that Python touches, more than all of charon's.
+                if descriptor is not None:
+                    stack.enter_context(netns.visit(descriptor))
                 popen = subprocess.Popen(
-                    list(argv),
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -166,9 +173,6 @@ class Processes:
                     cwd=cwd,
                     pass_fds=pass_fds,
                     start_new_session=True,
-                    # setns in the child costs two system calls; `ip netns exec` and nsenter cost
-                    # an exec, and can't ask for the signal. Only C calls run in between.
-                    preexec_fn=in_child(os.getpid(), descriptor, nice),
                 )
             except (OSError, subprocess.SubprocessError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -176,6 +180,8 @@ class Processes:
                     f"'{name}' can't be started ({argv[0]}): {reason}",
                     hint="`dsmip-ipsec doctor` says which programs are missing",
                 ) from None
+            if nice:
+                renice(nice, popen.pid)
         return self._watch(name, popen.pid, popen.wait, log, may_end)
 
     def start_module(
@@ -197,6 +203,12 @@ class Processes:
         with self._descriptors(name, log, namespace) as (output, descriptor):
             pid = nursery.fork(module, arguments, log=output, namespace=descriptor, nice=nice)
         return self._watch(name, pid, partial(nursery.wait, pid), log, may_end=False)
+
+    def learn(self, name: str, module: str) -> None:
+        """The process ``name`` was started with ``module`` and is ready: further ones of that
+        module may be so sooner. Raises LabError."""
+        if self._nursery is not None:
+            self._nursery.learn(module, self._processes[name].pid)
 
     @contextmanager
     def _descriptors(
@@ -312,16 +324,29 @@ class Processes:
             raise failures[0]
 
 
-def in_child(
-    parent: int, namespace: int | None, nice: int, *, terminal: bool = False
-) -> Callable[[], None]:
+def _dying_with_us(name: str, argv: Sequence[str]) -> list[str]:
+    """``argv``, to be run by the calling thread and to die with it (util-linux' setpriv asks for
+    that, and becomes the program). Raises LabError when one of the two isn't there."""
+    paths = []
+    for program in ("setpriv", argv[0]):
+        path = shutil.which(program)
+        if path is None:
+            raise LabError(
+                f"'{name}' can't be started: there is no program '{program}'",
+                hint="`dsmip-ipsec doctor` says which programs are missing",
+            )
+        paths.append(path)
+    setpriv, program = paths
+    return [setpriv, "--pdeathsig", "KILL", "--", program, *argv[1:]]
+
+
+def in_child(parent: int, namespace: int | None, *, terminal: bool = False) -> Callable[[], None]:
     """What a child of ``parent`` does between fork and exec: enter the namespace, and ask to die
     with us. ``terminal``: its standard input becomes its session's terminal."""
 
     def prepare() -> None:
         if namespace is not None:
             netns.enter_descriptor(namespace)
-        renice(nice)
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if terminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -54,6 +54,7 @@ from dsmip_ipsec.node.config import IpsecKind
 # All nodes share a CPU (a guest kernel has just one). What is measured comes before the lab's own
 # program. Probes need little, and at once: one that waits for the CPU is a hole in the measurement.
 _FIRST = -10
+_DAEMON = "dsmip_ipsec.cli.main"
 _PROBES = -15
 
 
@@ -91,6 +92,7 @@ class StandingLab:
         self._say = say
         self.run = Run.claim()
         self.topology = Topology(lab, self.run, relayed=relayed_links(lab))
+        self._nursery = nursery
         self.processes = Processes(self.run, nursery)
         if nursery is not None:
             self.run.add_process(nursery.pid, "nursery")
@@ -216,15 +218,21 @@ class StandingLab:
             await self.charons.load(node)
 
     async def _start_daemons(self) -> None:
-        for node in self.nodes.values():
+        if self._nursery is not None and self.ipsec == "kernel":
+            self._nursery.call("dsmip_ipsec.node.native", "kernel_has_them")
+        first, *others = self.nodes.values()
+        self._start_daemon(first)
+        await self._until_answer(first.name)
+        self.processes.learn(f"daemon of {first.name}", _DAEMON)
+        for node in others:
             self._start_daemon(node)
-        for name in self.observers:
-            await self._until_answer(name)
+        for node in others:
+            await self._until_answer(node.name)
 
     def _start_daemon(self, node: NodeDeployment) -> None:
         self.processes.start_module(
             f"daemon of {node.name}",
-            "dsmip_ipsec.cli.main",
+            _DAEMON,
             ["ha" if node.role == "home_agent" else "mn", "--config", str(node.daemon_config)],
             log=self._logs / f"{node.name}-daemon.log",
             namespace=self.topology.namespace(node.name),

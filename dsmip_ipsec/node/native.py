@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.kernel.extension_states import kernel_has_extension_states
@@ -11,12 +12,22 @@ from dsmip_ipsec.node.config import HomeAgentConfig, MobileNodeConfig
 log = logging.getLogger(__name__)
 
 
+@cache
+def kernel_has_them() -> bool:
+    """Whether the kernel's MIPv6 is there.
+
+    Asked once, for whatever is forked from this process, too (lab.nursery): it is the kernel that
+    answers, and the question takes a network namespace.
+    """
+    return kernel_has_extension_states()
+
+
 def kernel_headers(config: MobileNodeConfig | HomeAgentConfig) -> bool:
     """Whether the kernel's MIPv6 is to be used. Raises ConfigError when it is asked for and isn't
     there."""
     if config.ipsec == "userspace" or config.native_signalling == "own":
         return False
-    there = kernel_has_extension_states()
+    there = kernel_has_them()
     if config.native_signalling == "kernel" and not there:
         raise ConfigError(
             'native_signalling = "kernel", but this kernel has no MIPv6',
