@@ -370,6 +370,10 @@ class Scenario:
                     b for b in agent.bindings if b.home_address == declared.home_address
                 ),
                 "sas": tuple(sa for sa in agent.sas if sa.reqid in ids),
+                "ike": tuple(ike for ike in agent.ike if ike.name == node),
+                "tunnels": tuple(
+                    t for t in agent.tunnels if t.home_address == declared.home_address
+                ),
                 "policies": tuple(
                     policy
                     for policy in agent.policies
