@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dsmip_ipsec.wire.ip import IPPROTO_ICMPV6, IPPROTO_MH
 
@@ -335,6 +335,10 @@ class ExtensionState:
 UDP_TUNNELS = "dsmip-udp"
 
 
+INTERFACE_PREFIXES: Final = {4: "dsmip4-", 6: "dsmip6-"}
+"""How the names of tunnels' interfaces begin, by the version of their outer header."""
+
+
 class TunnelKey(NamedTuple):
     """What a tunnel is known by. A mobile node has one tunnel, and for the moment of a handover to
     the other family, or into UDP, two."""
@@ -351,7 +355,7 @@ class TunnelKey(NamedTuple):
         if self.udp:
             return UDP_TUNNELS
         digest = hashlib.sha256(self.home_address.packed).hexdigest()
-        return f"dsmip{self.version}-{digest[:8]}"
+        return f"{INTERFACE_PREFIXES[self.version]}{digest[:8]}"
 
     def __str__(self) -> str:
         udp = " in udp" if self.udp else ""

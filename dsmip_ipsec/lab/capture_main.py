@@ -123,9 +123,10 @@ class Ring:
 
     def close(self) -> tuple[int, int]:
         """Stop, with what is still in the ring. :returns: packets captured, packets dropped."""
+        self.drain()
+        # Behind the last packet, so that none is missing of which this doesn't tell.
         seen = self.socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _STATISTICS.size)
         dropped = int(_STATISTICS.unpack(seen)[1])
-        self.drain()
         _write(self.file, [pcapng.statistics(time.time_ns(), self.packets + dropped, dropped)])
         os.close(self.file)
         self.ring.close()

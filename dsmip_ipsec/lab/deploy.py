@@ -187,6 +187,10 @@ def _write(
     control = directory / f"{name}.sock"
     path = directory / f"{name}.toml"
     settings = _home_agent_settings(lab, name) if node is None else _mobile_node_settings(lab, node)
+    claimed = None if node is None else lab.mobile_nodes()[node].claims_ipv4_home_address
+    if node is not None and claimed is not None:  # alone: it may be another one's
+        own = replace(deployment.mobile_node(node), ipv4_home_address=claimed)
+        deployment = replace(deployment, mobile_nodes=(own,))
     write_daemon_config(path, deployment, node, files, control, settings, keys)
     role = "home_agent" if node is None else "mobile_node"
     return NodeDeployment(name, role, files, path, control, node or "")

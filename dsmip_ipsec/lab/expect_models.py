@@ -60,20 +60,23 @@ class Expect(Table):
 
     ``binding``: home agent and mobile node hold a binding for the care-of address of the network
     that the node is in (``false``: neither holds any). ``care_of_family``: of that care-of address,
-    where a network has both. ``nat_detected``, ``udp_encapsulation``: of that binding, and the
-    latter of ESP, too. ``esp_in_udp``: of ESP alone. ``ike_alive``: an exchange succeeds in each
-    direction. ``sad_consistent``:
-    both ends hold the same SAs. ``security_associations``, ``policies``: how many of ours each
-    end holds. ``data``: every flow delivers (``false``: none does). ``interruption_max``: of each
-    flow. ``lost_max``: probes of each flow. ``same_ike_sa``: each end has the IKE_SA that it had
-    before the step. ``reordered_max``: probes of each flow that a later one overtook (RFC 4737).
-    ``delay_max``: of any probe that arrived, one way. ``captured``: packets that are in captures.
-    ``signalling_port_changed``, ``esp_port_changed``: whether the home agent sees
-    the mobile node's UDP port of DSMIPv6, or of its data SAs, changed by the step.
+    where a network has both. ``ipv4_home_address``: both ends have the same one bound (``false``:
+    none). ``nat_detected``, ``udp_encapsulation``: of that binding, and the latter of ESP, too.
+    ``esp_in_udp``: of ESP alone. ``ike_alive``: an exchange succeeds in each direction.
+    ``sad_consistent``: both ends hold the same SAs. ``security_associations``, ``policies``,
+    ``ike_sas``: how many of ours each end holds (the home agent: for this mobile node).
+    ``tunnels``: the kernel's, for payload without IPsec, of which each end has so many, and the
+    same ones; payload in UDP needs none. ``data``: every flow delivers (``false``: none does).
+    ``interruption_max``: of each flow. ``lost_max``: probes of each flow. ``same_ike_sa``: each end
+    has the IKE_SA that it had before the step. ``reordered_max``: probes of each flow that a later
+    one overtook (RFC 4737). ``delay_max``: of any probe that arrived, one way. ``captured``:
+    packets that are in captures. ``signalling_port_changed``, ``esp_port_changed``: whether the
+    home agent sees the mobile node's UDP port of DSMIPv6, or of its data SAs, changed by the step.
     """
 
     binding: bool | None = None
     care_of_family: Literal["ipv4", "ipv6"] | None = None
+    ipv4_home_address: bool | None = None
     nat_detected: bool | None = None
     udp_encapsulation: bool | None = None
     esp_in_udp: bool | None = None
@@ -81,6 +84,8 @@ class Expect(Table):
     sad_consistent: bool | None = None
     security_associations: Annotated[int, Field(ge=0)] | None = None
     policies: Annotated[int, Field(ge=0)] | None = None
+    ike_sas: Annotated[int, Field(ge=0)] | None = None
+    tunnels: Annotated[int, Field(ge=0)] | None = None
     data: bool | None = None
     interruption_max: Limit | None = None
     lost_max: Annotated[int, Field(ge=0)] | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from dsmip_ipsec.lab import expected_ends
 from dsmip_ipsec.lab.expect_models import Expect
 from dsmip_ipsec.lab.pace import scaled
 from dsmip_ipsec.lab.record import (
@@ -51,6 +52,10 @@ def judge(expect: Expect, seen: Observation) -> tuple[Expectation, ...]:
         found.append(_binding(expect.binding, seen))
     if expect.care_of_family is not None:
         found.append(_care_of_family(expect.care_of_family, seen))
+    if expect.ipv4_home_address is not None:
+        found.append(expected_ends.ipv4_home_address(expect.ipv4_home_address, _ends(seen)))
+    if expect.tunnels is not None:
+        found.append(expected_ends.tunnels(expect.tunnels, _ends(seen)))
     for name in ("nat_detected", "udp_encapsulation"):
         wanted = getattr(expect, name)
         if wanted is not None:
@@ -64,10 +69,14 @@ def judge(expect: Expect, seen: Observation) -> tuple[Expectation, ...]:
         found.append(_ike_alive(expect.ike_alive, seen))
     if expect.sad_consistent is not None:
         found.append(_sad_consistent(expect.sad_consistent, seen))
-    for name, attribute in (("security_associations", "sas"), ("policies", "policies")):
-        count = getattr(expect, name)
+    for key, name, attribute in (
+        ("security_associations", "security associations", "sas"),
+        ("policies", "policies", "policies"),
+        ("ike_sas", "IKE_SAs", "ike"),
+    ):
+        count = getattr(expect, key)
         if count is not None:
-            found.append(_count(name.replace("_", " "), count, attribute, seen))
+            found.append(_count(name, count, attribute, seen))
     found += _changes(expect, seen)
     if expect.data is not None:
         found.append(_data(expect.data, seen.after))

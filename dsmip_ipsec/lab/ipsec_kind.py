@@ -24,6 +24,7 @@ _LASTING = "configured SAs, and the policies for signalling by them, stay withou
 _NOT_APPLICABLE = {
     "ike_alive": ("IKE exchange", _NO_IKE),
     "same_ike_sa": ("same IKE_SA", _NO_IKE),
+    "ike_sas": ("IKE_SAs", _NO_IKE),
     "security_associations": ("security associations", _LASTING),
     "policies": ("policies", _LASTING),
 }

@@ -19,10 +19,11 @@ from typing import Any, Literal, TypeVar
 
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ike.vici_types import IkeSa
-from dsmip_ipsec.ipsec.desired import PRIORITY_BAND
-from dsmip_ipsec.ipsec.model import Mode, SecurityAssociation
+from dsmip_ipsec.ipsec.desired import PRIORITY_BAND, DesiredState
+from dsmip_ipsec.ipsec.model import INTERFACE_PREFIXES, Mode, SecurityAssociation
 from dsmip_ipsec.ipsec.peering import Reqids
 from dsmip_ipsec.kernel import translate
+from dsmip_ipsec.kernel.tunnels import PlainTunnels
 from dsmip_ipsec.lab import record
 from dsmip_ipsec.lab.deploy import NodeDeployment
 from dsmip_ipsec.lab.netns import enter
@@ -101,6 +102,7 @@ class NodeObserver:
             sas=sas,
             policies=policies,
             ike=await self._ike_sas(),
+            tunnels=await self.inside(_read_tunnels),
         )
 
     async def _databases(
@@ -203,6 +205,25 @@ def _dump_states() -> list[Any]:
 def _dump_policies() -> list[Policy]:
     with XfrmSocket() as xfrm:
         return [policy for policy in xfrm.dump_policies() if policy.priority in PRIORITY_BAND]
+
+
+def _read_tunnels() -> tuple[record.Tunnel, ...]:
+    ours = tuple(INTERFACE_PREFIXES.values())
+    if not any(name.startswith(ours) for _, name in socket.if_nameindex()):
+        return ()  # as mostly: a netlink socket costs more
+
+    async def read() -> DesiredState:
+        tunnels = PlainTunnels()
+        await tunnels.open()
+        try:
+            return await tunnels.read()
+        finally:
+            tunnels.leave()
+
+    return tuple(
+        record.Tunnel(local=each.local, remote=each.remote, home_address=each.home_address)
+        for each in asyncio.run(read()).tunnels
+    )
 
 
 def _xfrm_statistics() -> dict[str, int]:

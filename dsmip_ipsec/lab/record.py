@@ -21,11 +21,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from dsmip_ipsec.errors import ConfigError, LabError
@@ -42,7 +38,7 @@ from dsmip_ipsec.lab.record_types import (
 )
 from dsmip_ipsec.lab.record_types import Model as _Model
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Grows with every change of the fields below. A new field gets a default, so that older records
 stay readable; a removed field, or one with a new meaning, raises ``OLDEST_READABLE``, too."""
 
@@ -263,6 +259,14 @@ class IkeSa(_Model):
     children: tuple[ChildSa, ...] = Field(default=(), description="Its CHILD_SAs.")
 
 
+class Tunnel(_Model):
+    """A tunnel of the kernel's for payload without IPsec. (One in UDP has no interface.)"""
+
+    local: Address = Field(description="This end's outer address.")
+    remote: Address = Field(description="The other end's outer address.")
+    home_address: IPv6Address = Field(description="Of the mobile node that it belongs to.")
+
+
 class NodeState(_Model):
     """What one node knew at one moment."""
 
@@ -273,6 +277,9 @@ class NodeState(_Model):
     sas: tuple[SecurityAssociation, ...] = Field(default=(), description="The whole SAD.")
     policies: tuple[Policy, ...] = Field(default=(), description="The whole SPD.")
     ike: tuple[IkeSa, ...] = Field(default=(), description="All IKE_SAs.")
+    tunnels: tuple[Tunnel, ...] = Field(
+        default=(), description="Of payload without IPsec (since version 4)."
+    )
 
 
 class Counters(_Model):

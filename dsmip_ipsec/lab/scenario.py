@@ -370,6 +370,10 @@ class Scenario:
                     b for b in agent.bindings if b.home_address == declared.home_address
                 ),
                 "sas": tuple(sa for sa in agent.sas if sa.reqid in ids),
+                "ike": tuple(ike for ike in agent.ike if ike.name == node),
+                "tunnels": tuple(
+                    t for t in agent.tunnels if t.home_address == declared.home_address
+                ),
                 "policies": tuple(
                     policy
                     for policy in agent.policies
@@ -440,7 +444,8 @@ class Scenario:
         """What must hold of the run as a whole: clean ends, and nothing missed."""
         ended = self.standing.ended
         bad = [f"{name}: status {status}" for name, status in ended.items() if status != 0]
-        dropped = sum(capture.dropped for capture in self.standing.captures)
+        captures = self.standing.captures
+        dropped = [f"{c.node} on {c.link}: {c.dropped} dropped" for c in captures if c.dropped]
         ends = (
             record.Expectation(
                 name="daemons and charons end cleanly",
@@ -456,8 +461,8 @@ class Scenario:
             record.Expectation(
                 name="captures are complete",
                 expected="no packet dropped",
-                seen=f"{dropped} dropped",
-                passed=bool(self.standing.captures) and dropped == 0,
+                seen="; ".join(dropped) or ("0 dropped" if captures else "they were broken off"),
+                passed=bool(captures) and not dropped,
             ),
         )
 

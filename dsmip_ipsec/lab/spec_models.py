@@ -41,11 +41,14 @@ class MobileNode(Table):
 
     ``mobile_networks``: links that move with it. It is their router, and their IPv6 prefixes are
     its mobile network prefixes (RFC 3963). ``count``: see :mod:`dsmip_ipsec.lab.replicas`.
+    ``claims_ipv4_home_address``: the IPv4 home address that its daemon believes in and asks for in
+    binding updates, while home agent and IKE know it by ``ipv4_home_address``.
     """
 
     role: Literal["mobile_node"]
     home_address: IPv6Text
     ipv4_home_address: IPv4Text | None = None
+    claims_ipv4_home_address: IPv4Text | None = None
     mobile_networks: Annotated[tuple[LinkName, ...], BeforeValidator(as_tuple)] = ()
     count: Annotated[int, Field(ge=1, le=200)] = 1
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from dsmip_ipsec.lab.expect_models import Captured
 from dsmip_ipsec.lab.record import Expectation, RunRecord, StepRecord, verdict_of
 from dsmip_ipsec.lab.spec_models import Step
+from dsmip_ipsec.userspace.capture_file import CaptureError, dropped_packets
 
 # A run's captures have some ten thousand packets. In a guest tshark takes a second or two to start.
 _TSHARK_S = 60.0
@@ -45,7 +46,9 @@ def _step(record: StepRecord, step: Step, start: float, out: Path, keys: Path | 
 def _expectation(
     wanted: Captured, file: Path, window: tuple[float, float], keys: Path | None
 ) -> Expectation:
-    count, trouble = count_matching(file, wanted.filter, window, keys)
+    count, trouble = 0, incomplete(file)
+    if not trouble:
+        count, trouble = count_matching(file, wanted.filter, window, keys)
     return Expectation(
         name=f"captured at {wanted.node} on {wanted.link}",
         expected=f"{wanted.words} of: {wanted.filter}",
@@ -54,6 +57,21 @@ def _expectation(
         and wanted.least <= count
         and (wanted.max is None or count <= wanted.max),
     )
+
+
+def incomplete(file: Path) -> str:
+    """Why nothing can be concluded from a capture of a lab, in words: the kernel dropped packets,
+    or who wrote it didn't get to its end. "" where it is complete."""
+    try:
+        with file.open("rb") as opened:
+            dropped = dropped_packets(opened)
+    except OSError as error:
+        return f"the capture can't be read: {error.strerror}"
+    except CaptureError as error:
+        return error.message
+    if dropped is None:
+        return "the capture has no end: its process was killed"
+    return f"the kernel dropped {dropped} packets of this capture" if dropped else ""
 
 
 def count_matching(

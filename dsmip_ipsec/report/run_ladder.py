@@ -8,12 +8,15 @@ SPI: what one end sent is what the other end received a little later.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from pathlib import Path
 
+from dsmip_ipsec.errors import LabError
 from dsmip_ipsec.lab.record import RunRecord, Topology
 from dsmip_ipsec.report.ladder import Message, messages
+from dsmip_ipsec.userspace.capture_file import CaptureError, dropped_packets
 
 # Longer than any delay of a lab; shorter than the time until a sequence number comes again.
 _ON_THE_WAY_S = 2.0
@@ -45,7 +48,8 @@ class RunLadder:
 def of_run(record: RunRecord, directory: Path) -> RunLadder:
     """Read the captures of a run in ``directory``.
 
-    Raises LabError if tshark is missing or can't read one; captures that aren't there are left
+    Raises LabError if tshark is missing or can't read one, or one lacks packets that the kernel
+    dropped: what seems to be lost may be no more than that. Captures that aren't there are left
     out.
     """
     config = directory / record.artefacts.wireshark if record.artefacts.wireshark else None
@@ -55,9 +59,23 @@ def of_run(record: RunRecord, directory: Path) -> RunLadder:
     for name in record.artefacts.captures:
         node = _node_of(Path(name).stem, topology)
         if node in nodes and (directory / name).is_file():
+            _check_whole(directory / name)
             seen.setdefault(node, []).extend(messages(directory / name, config))
     agents = {node.name for node in topology.nodes if node.role == "home_agent"}
     return RunLadder(tuple(nodes), tuple(merge(seen, topology, agents, record.started.timestamp())))
+
+
+def _check_whole(capture: Path) -> None:
+    """One that a kill cut off is better than none where somebody looks for a failure; what it has
+    is without gaps."""
+    dropped: int | None = 0
+    with suppress(CaptureError), capture.open("rb") as file:
+        dropped = dropped_packets(file)
+    if dropped:
+        raise LabError(
+            f"the capture {capture.name} lacks {dropped} packets that the kernel dropped",
+            hint="run the lab again when the machine isn't as busy",
+        )
 
 
 def _node_of(capture: str, topology: Topology) -> str:

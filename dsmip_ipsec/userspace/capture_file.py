@@ -29,13 +29,17 @@ _BYTE_ORDER: Final = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _INTERFACE_DESCRIPTION: Final = 1
 _OLD_PACKET: Final = 2
 _SIMPLE_PACKET: Final = 3
+_INTERFACE_STATISTICS: Final = 5
 _ENHANCED_PACKET: Final = 6
 _IF_TSRESOL: Final = 9
 _IF_TSOFFSET: Final = 14
+_ISB_DROPS: Final = (5, 7)  # isb_ifdrop, isb_osdrop: for want of room at the interface, in the OS
 
 
 class CaptureError(DsmipError):
-    """The file isn't a capture, or ends or breaks in the middle. Packets before that are good."""
+    """The file isn't a capture, or ends or breaks in the middle. Packets before that are good.
+
+    Or it lacks packets that were dropped while it was taken; those that it has are good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,17 @@ class Frame:
 
 
 def read_frames(file: BinaryIO) -> Iterator[Frame]:
-    """All packets of a capture, in order. Raises :class:`CaptureError` where it breaks."""
+    """All packets of a capture, in order. Raises :class:`CaptureError` where it breaks, and behind
+    the last packet of one that says of itself that packets are missing."""
     magic = file.read(4)
     if magic == _PCAPNG_MAGIC:
-        yield from _Pcapng(file).frames()
+        reader = _Pcapng(file)
+        yield from reader.frames()
+        if dropped := sum(reader.drops.values()):
+            raise CaptureError(
+                f"the capture lacks {dropped} packets, which were dropped while it was taken",
+                hint="capture less, with a larger buffer, or on a machine that isn't as busy",
+            )
     elif magic in _PCAP_MAGIC:
         yield from _pcap(file, *_PCAP_MAGIC[magic])
     elif magic[:2] == b"\x1f\x8b":
@@ -64,6 +75,17 @@ def read_frames(file: BinaryIO) -> Iterator[Frame]:
             "this is no capture: neither pcap nor pcapng",
             hint="give a file that tcpdump, dumpcap or a lab wrote",
         )
+
+
+def dropped_packets(file: BinaryIO) -> int | None:
+    """How many packets the pcapng file lacks, as its interfaces' statistics tell; None: it has
+    none, as when whoever wrote it didn't get to the end. Raises :class:`CaptureError`."""
+    if file.read(4) != _PCAPNG_MAGIC:
+        return None
+    reader = _Pcapng(file)
+    for _ in reader.frames():
+        pass
+    return sum(reader.drops.values()) if reader.drops else None
 
 
 def _exactly(file: BinaryIO, count: int, what: str) -> bytes:
@@ -116,6 +138,9 @@ class _Pcapng:
         self._order = "<"
         self._interfaces: list[_Interface] = []
         self._number = 0
+        self._earlier_interfaces = 0  # of the sections before this one
+        self.drops: dict[int, int] = {}
+        """Packets dropped so far, by interface; of those that there are statistics of."""
 
     def frames(self) -> Iterator[Frame]:
         self._section()  # its block type was read already
@@ -132,6 +157,8 @@ class _Pcapng:
             elif kind in (_ENHANCED_PACKET, _OLD_PACKET, _SIMPLE_PACKET):
                 self._number += 1
                 yield self._packet(kind, body)
+            elif kind == _INTERFACE_STATISTICS:
+                self._statistics(body)
 
     def _unpack(self, form: str, data: bytes, offset: int = 0) -> tuple[int, ...]:
         try:
@@ -151,6 +178,7 @@ class _Pcapng:
         if order is None:
             raise self._broken()
         self._order = order
+        self._earlier_interfaces += len(self._interfaces)
         self._interfaces = []
         self._body(length, already=4)
 
@@ -167,19 +195,33 @@ class _Pcapng:
     def _interface(self, body: bytes) -> _Interface:
         link_type, _, snap_length = self._unpack("HHI", body)
         units, offset_seconds = 10**6, 0
-        offset = 8
+        for code, value in self._options(body, 8):
+            if code == _IF_TSRESOL and len(value) == 1:
+                exponent = value[0] & 0x7F
+                units = 2**exponent if value[0] & 0x80 else 10**exponent
+            elif code == _IF_TSOFFSET and len(value) == 8:
+                (offset_seconds,) = self._unpack("q", value)
+        return _Interface(link_type, snap_length, units, offset_seconds)
+
+    def _statistics(self, body: bytes) -> None:
+        """Counts from the start of the capture on: the last block of an interface has them all."""
+        (number,) = self._unpack("I", body)
+        self._by_number(number)
+        self.drops[self._earlier_interfaces + number] = sum(
+            self._unpack("Q", value)[0]
+            for code, value in self._options(body, 12)
+            if code in _ISB_DROPS and len(value) == 8
+        )
+
+    def _options(self, body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+        """Code and value of a block's options, as far as they are whole."""
         while offset + 4 <= len(body):
             code, length = self._unpack("HH", body, offset)
             value = body[offset + 4 : offset + 4 + length]
             if code == 0 or len(value) != length:
-                break
-            if code == _IF_TSRESOL and length == 1:
-                exponent = value[0] & 0x7F
-                units = 2**exponent if value[0] & 0x80 else 10**exponent
-            elif code == _IF_TSOFFSET and length == 8:
-                (offset_seconds,) = self._unpack("q", value)
+                return
+            yield code, value
             offset += 4 + length + -length % 4
-        return _Interface(link_type, snap_length, units, offset_seconds)
 
     def _packet(self, kind: int, body: bytes) -> Frame:
         if kind == _SIMPLE_PACKET:

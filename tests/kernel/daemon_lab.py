@@ -22,6 +22,7 @@ import tomli_w
 from dsmip_ipsec.lab.spec import parse
 from dsmip_ipsec.lab.standing import StandingLab
 from dsmip_ipsec.report import wireshark
+from dsmip_ipsec.report.captured import incomplete
 
 HOME_ADDRESS = "2001:db8:100::100"
 IPV4_HOME_ADDRESS = "203.0.113.200"
@@ -160,9 +161,11 @@ def _merge(document: dict[str, Any], settings: Mapping[str, Any]) -> None:
 
 def tshark(out: Path, capture: str, display_filter: str, *fields: str) -> list[list[str]]:
     """Fields of the packets that match, decrypted with the exported keys."""
+    path = out / "captures" / f"{capture}.pcapng"
+    assert incomplete(path) == ""
     command = [
         *("tshark", "-n", "-d", "udp.port==4191,ip", "-o", "esp.enable_encryption_decode:TRUE"),
-        *("-r", str(out / "captures" / f"{capture}.pcapng"), "-Y", display_filter),
+        *("-r", str(path), "-Y", display_filter),
         *("-T", "fields", "-E", "separator=|", "-E", "aggregator=;"),
     ]
     for field in fields:

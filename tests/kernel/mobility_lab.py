@@ -24,6 +24,7 @@ from dsmip_ipsec.lab import nat
 from dsmip_ipsec.lab.netns import enter, isolated
 from dsmip_ipsec.lab.spec import Lab, parse
 from dsmip_ipsec.lab.standing import StandingLab
+from dsmip_ipsec.report.captured import incomplete
 
 HOME, HOME4 = "2001:db8:100::100", "203.0.113.200"
 CORRESPONDENT, CORRESPONDENT4 = "2001:db8:0:2::200", "192.0.2.200"
@@ -234,8 +235,9 @@ class MobilityLab:
 
     def captured(self, capture: str, display_filter: str, *fields: str) -> list[list[str]]:
         """After the lab: fields of the packets that match, keys not needed."""
-        command = ["tshark", "-d", "udp.port==4191,ip", "-r"]
-        command += [str(self.out / "captures" / f"{capture}.pcapng"), "-Y", display_filter]
+        path = self.out / "captures" / f"{capture}.pcapng"
+        assert incomplete(path) == ""
+        command = ["tshark", "-d", "udp.port==4191,ip", "-r", str(path), "-Y", display_filter]
         command += ["-T", "fields", "-E", "separator=|"]
         for field in fields:
             command += ["-e", field]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsmip_ipsec.report.captured import incomplete
+
 LABS = Path(__file__).parents[2] / "labs"
 LIMIT_S = 150
 
@@ -45,9 +47,11 @@ class LabRun:
 
     def tshark(self, capture: str, display_filter: str, *fields: str) -> list[list[str]]:
         """Fields of the packets that match, decoded with nothing but the exported keys."""
+        path = self.out / "captures" / f"{capture}.pcapng"
+        assert incomplete(path) == ""
         command = [
             *("tshark", "-d", "udp.port==4191,ip", "-o", "esp.enable_encryption_decode:TRUE"),
-            *("-r", str(self.out / "captures" / f"{capture}.pcapng"), "-Y", display_filter),
+            *("-r", str(path), "-Y", display_filter),
             *("-T", "fields", "-E", "separator=|", "-E", "occurrence=a", "-E", "aggregator=;"),
         ]
         for field in fields:

@@ -107,6 +107,7 @@ EVERYTHING = {
     "sad_consistent": True,
     "security_associations": 0,
     "policies": 0,
+    "ike_sas": 1,
     "esp_in_udp": True,
     "data": True,
 }
@@ -120,7 +121,7 @@ def test_what_cannot_be_judged_is_taken_out_and_named() -> None:
         "binding": True, "sad_consistent": True, "esp_in_udp": True, "data": True,
     }  # fmt: skip
     assert [item.name for item in missing] == [
-        "IKE exchange", "same IKE_SA", "security associations", "policies",
+        "IKE exchange", "same IKE_SA", "IKE_SAs", "security associations", "policies",
     ]  # fmt: skip
     assert all(item.reason for item in missing)
 

@@ -10,7 +10,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.utils import PcapNgWriter
 
 from dsmip_ipsec.errors import ConfigError
-from dsmip_ipsec.lab import spec
+from dsmip_ipsec.lab import pcapng, spec
 from dsmip_ipsec.lab.expect_models import Captured, Expect, Limit
 from dsmip_ipsec.lab.expectations import Observation, judge, not_yet
 from dsmip_ipsec.lab.record import Flow, NodeState, RunRecord, StepRecord
@@ -31,7 +31,14 @@ def out(tmp_path: Path) -> Path:
             packet = IP(src="192.0.2.1", dst="192.0.2.2") / UDP(sport=port, dport=port) / b"x"
             packet.time = START.timestamp() + second
             writer.write(packet)
+    ended(tmp_path, dropped=0)
     return tmp_path
+
+
+def ended(out: Path, *, dropped: int) -> None:
+    """The capture's end, as our process writes it."""
+    with (out / "captures" / "mn-visited-a.pcapng").open("ab") as file:
+        file.write(pcapng.statistics(0, len(PORTS) + dropped, dropped))
 
 
 def judged(out: Path, *wanted: Captured, ended_s: float = 10.0) -> tuple[RunRecord, list[str]]:
@@ -75,10 +82,27 @@ def test_what_tshark_can_not_read_is_no_success(out: Path, monkeypatch: pytest.M
     ):
         record, (text,) = judged(out, one)
         assert text.endswith("False"), text
-        assert "tshark" in text
         assert record.verdict == "failed"
     monkeypatch.setenv("PATH", str(out))
     assert "tshark isn't installed" in judged(out, wanted("udp"))[1][0]
+
+
+def test_nothing_is_concluded_from_a_capture_that_lacks_packets(out: Path) -> None:
+    path = out / "captures" / "mn-visited-a.pcapng"
+    whole = path.read_bytes()
+    ended(out, dropped=3)
+    record, found = judged(out, wanted("udp"), wanted("tcp", max=0))
+    assert [text.partition(" saw ")[2] for text in found] == [
+        "the kernel dropped 3 packets of this capture False"
+    ] * 2
+    assert record.verdict == "failed"
+    # Killed behind a packet, and in the middle of one.
+    path.write_bytes(whole[: -len(pcapng.statistics(0, 0, 0))])
+    assert judged(out, wanted("tcp", max=0))[1][0].endswith("its process was killed False")
+    path.write_bytes(whole[: -len(pcapng.statistics(0, 0, 0)) - 5])
+    assert judged(out, wanted("tcp", max=0))[1][0].endswith("in the middle of a block False")
+    path.unlink()
+    assert judged(out, wanted("tcp", max=0))[1][0].endswith("No such file or directory False")
 
 
 def test_it_is_not_judged_before_the_captures_are_complete() -> None:

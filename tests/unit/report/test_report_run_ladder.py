@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from dsmip_ipsec.lab.record import LinkSummary, NodeSummary, Topology
+from pathlib import Path
+
+import pytest
+
+from dsmip_ipsec.errors import LabError
+from dsmip_ipsec.lab import pcapng
+from dsmip_ipsec.lab.record import LinkSummary, NodeSummary, RunRecord, Topology
 from dsmip_ipsec.report.ladder import Message
-from dsmip_ipsec.report.run_ladder import Exchanged, RunLadder, merge, text
+from dsmip_ipsec.report.run_ladder import Exchanged, RunLadder, merge, of_run, text
+
+DATA = Path(__file__).parents[2] / "data" / "nat-handover-record.json"
 
 TOPOLOGY = Topology(
     nodes=tuple(
@@ -76,6 +84,17 @@ def test_a_message_whose_sending_nobody_saw() -> None:
     assert (found[0].source, found[0].destination) == ("", "ha")
     lines = text(RunLadder(("mn", "ha"), tuple(found)))
     assert "? -- BU 1 --> ha" in lines[0]
+
+
+def test_a_capture_that_lacks_packets_is_refused(tmp_path: Path) -> None:
+    record = RunRecord.model_validate_json(DATA.read_bytes())
+    (tmp_path / "captures").mkdir()
+    file = tmp_path / "captures" / "ha-backbone.pcapng"
+    file.write_bytes(pcapng.header("mn", "", 2048) + pcapng.statistics(0, 0, 0))
+    assert of_run(record, tmp_path).messages == ()
+    file.write_bytes(pcapng.header("mn", "", 2048) + pcapng.statistics(0, 7, 7))
+    with pytest.raises(LabError, match="lacks 7 packets"):
+        of_run(record, tmp_path)
 
 
 def test_as_text() -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import subprocess
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsmip_ipsec.userspace.capture_file import CaptureError, Frame, read_frames
+from dsmip_ipsec.userspace.capture_file import CaptureError, Frame, dropped_packets, read_frames
 
 SAMPLE = Path(__file__).parents[2] / "data" / "decode" / "sample.pcapng"
 
 
 def frames(data: bytes) -> list[Frame]:
-    return list(read_frames(io.BytesIO(data)))
+    return list(read_frames(BytesIO(data)))
 
 
 def pcap(
@@ -91,6 +91,31 @@ def test_pcapng(order: str) -> None:
     ]
 
 
+def statistics(order: str, number: int, *counts: tuple[int, int]) -> bytes:
+    options = b"".join(struct.pack(order + "HHQ", code, 8, count) for code, count in counts)
+    return block(order, 5, struct.pack(order + "III", number, 0, 0) + options + bytes(4))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_packets_that_were_dropped(order: str) -> None:
+    packet = section(order) + interface(order, 1) + enhanced(order, 0, 1, b"eth", 3)
+    assert dropped_packets(BytesIO(packet)) is None
+    assert dropped_packets(BytesIO(pcap(order, 0xA1B2C3D4, []))) is None
+    # isb_ifrecv, isb_ifdrop, isb_osdrop; the interface's last block counts, and both sections'.
+    data = packet + statistics(order, 0, (4, 9), (5, 1))
+    data += statistics(order, 0, (4, 9), (5, 3), (7, 2))
+    assert dropped_packets(BytesIO(data)) == 5
+    data += packet + statistics(order, 0, (4, 9), (5, 4))
+    assert dropped_packets(BytesIO(data)) == 9
+    read: list[Frame] = []
+    with pytest.raises(CaptureError, match="lacks 9 packets"):
+        read.extend(read_frames(BytesIO(data)))
+    assert frames(packet + statistics(order, 0, (4, 9), (5, 0))) == frames(packet)
+    assert dropped_packets(BytesIO(packet + statistics(order, 0, (5, 0)))) == 0
+    with pytest.raises(CaptureError, match="broken"):  # of an interface that isn't there
+        dropped_packets(BytesIO(packet + statistics(order, 1, (5, 0))))
+
+
 def test_simple_packets_are_cut_to_the_snap_length() -> None:
     data = section("<") + interface("<", 1, snap=4)
     data += block("<", 3, struct.pack("<I", 9) + b"four")
@@ -148,9 +173,7 @@ def test_broken_captures_are_told(data: bytes) -> None:
 
 
 def test_packets_before_the_break_are_given() -> None:
-    reader = read_frames(
-        io.BytesIO(pcap("<", 0xA1B2C3D4, [(0, 0, b"ab", 2), (0, 0, b"cd", 2)])[:-1])
-    )
+    reader = read_frames(BytesIO(pcap("<", 0xA1B2C3D4, [(0, 0, b"ab", 2), (0, 0, b"cd", 2)])[:-1]))
     assert next(reader).data == b"ab"
     with pytest.raises(CaptureError):
         next(reader)
@@ -173,7 +196,7 @@ def test_garbage_is_a_capture_error_or_packets(data: st.DataObject) -> None:
         broken[data.draw(st.integers(4, len(broken) - 1))] = data.draw(st.integers(0, 255))
     broken = broken[: data.draw(st.integers(4, len(broken)))]
     try:
-        for frame in read_frames(io.BytesIO(bytes(broken))):
+        for frame in read_frames(BytesIO(bytes(broken))):
             assert len(frame.data) <= len(broken)
     except CaptureError as error:
         assert error.hint  # noqa: PT017  # both outcomes are right
