@@ -28,11 +28,13 @@ Problem = tuple[tuple[str | int, ...], str, str]  # path in the file, reason, hi
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of file: its model, what people call it, and where good ones can be seen."""
+    """A kind of file: its model, what people call it, and where good ones can be seen.
+    ``secrets``: it may hold keys, so that no value of it is shown."""
 
     model: type[BaseModel]
     name: str
     examples: str
+    secrets: bool = False
 
 
 def syntax_error(error: Exception, text: str, path: Path | str, kind: Kind) -> ConfigError:
@@ -110,12 +112,13 @@ def _problem(error: ErrorDetails, kind: Kind, data: dict[str, Any]) -> Problem:
         )
     if what == "string_pattern_mismatch":
         pattern = error.get("ctx", {}).get("pattern", "")
-        named = f"the name '{error['input']}'"
+        named = "the name" if kind.secrets else f"the name '{error['input']}'"
         return loc, f"{named} should match {pattern}", "use lower-case letters, digits and hyphens"
     reason = re.sub(r"^(Value error|Assertion failed), ", "", error["msg"])
     reason = reason.replace("Input should", "should")
     shown = error["input"]
-    seen = f", not {json.dumps(shown)}" if isinstance(shown, str | int | float) else ""
+    showable = isinstance(shown, str | int | float) and not kind.secrets
+    seen = f", not {json.dumps(shown)}" if showable else ""
     reason = reason.replace("should be True", "should be true")
     place = _dotted(loc) or "the file"
     return loc, f"{place} {reason[:1].lower()}{reason[1:]}{seen}", f"compare {kind.examples}"

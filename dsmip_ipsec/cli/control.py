@@ -21,13 +21,14 @@ def add_parser(commands: Any) -> None:
         description="Send one command to the daemon that runs with a configuration, and print "
         "its answer (JSON).",
         epilog="Commands: status; of a mobile node also attach (interface=, care_of_address=, "
-        "gateway=) and deregister.",
+        "gateway=), return_home (interface=), deregister and solicit_prefixes; docs/daemons.md has "
+        "them all.",
     )
     parser.add_argument(
         "daemon", type=Path, metavar="DAEMON", help="the daemon's TOML file, or its control socket"
     )
     parser.add_argument("request", metavar="COMMAND")
-    parser.add_argument("argument", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("argument", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="(60)")
     parser.set_defaults(run=run)
 

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dsmip_ipsec.cli import lab_standing
+from dsmip_ipsec.cli.lab_output import check_file, prepare_output
 from dsmip_ipsec.errors import ConfigError, GuestError, LabError
-
-# What a run leaves in DIR. A new run into the same DIR removes these, and nothing else.
-OUTPUT = ("record.json", "report.html", "captures", "logs", "wireshark", "guest-console.log")
 
 # In a guest: the directory's name on the host, for what is printed there.
 SHOWN_AS_VARIABLE = "DSMIP_OUT_SHOWN_AS"
@@ -104,6 +102,9 @@ def run_lab(arguments: argparse.Namespace) -> int:
         raise ConfigError("--export-keys needs --out", hint="say where the keys may be written")
     if arguments.html and arguments.out is None:
         raise ConfigError("--html needs --out", hint="say where the page may be written")
+    check_file(arguments.junit)
+    if arguments.update_snapshot:
+        check_file(arguments.snapshot)
     with ExitStack() as stack:
         out = prepare_output(arguments.out, stack)
         keep = arguments.out is not None or arguments.junit is not None
@@ -126,28 +127,6 @@ def _views(out: Path, arguments: argparse.Namespace) -> None:
     if (arguments.html or arguments.junit) and (out / "record.json").is_file():
         html = out / "report.html" if arguments.html else None
         write_views(out, html=html, junit=arguments.junit)
-
-
-def prepare_output(directory: Path | None, stack: ExitStack) -> Path:
-    """Make a run's output directory, or take old output out of it. Without one, a temporary
-    directory that goes with ``stack``. Raises ConfigError."""
-    if directory is None:
-        temporary = tempfile.TemporaryDirectory(prefix="dsmip-lab-")
-        return Path(stack.enter_context(temporary))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in OUTPUT:
-            old = directory / name
-            if old.is_dir() and not old.is_symlink():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"can't use {directory} for output: {error.strerror}",
-            hint="name a directory that you may write to",
-        ) from error
-    return directory
 
 
 def _run_in_place(path: Path, out: Path, arguments: argparse.Namespace, *, keep: bool) -> int:

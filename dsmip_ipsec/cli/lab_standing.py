@@ -91,7 +91,7 @@ def _seconds(text: str) -> float:
 
 def up_lab(arguments: argparse.Namespace) -> int:
     """Stand a lab up and leave it to a holder. Raises DsmipError."""
-    from dsmip_ipsec.cli.lab import prepare_output
+    from dsmip_ipsec.cli.lab_output import prepare_output
     from dsmip_ipsec.lab import holder, ipsec_kind, spec
     from dsmip_ipsec.lab.guest_kernel import choose_kernel
     from dsmip_ipsec.lab.library import find_lab

@@ -10,11 +10,13 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dsmip_ipsec import toml_checks
 from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
 from dsmip_ipsec.mobility.mobile_node_config import MAX_PREFIXES
 from dsmip_ipsec.node.configured_sas import AssociationSection
+from dsmip_ipsec.toml_lines import TomlLines
 
 # Who applies ESP: the kernel, with keys from IKE, or this process, with configured keys.
 IpsecKind = Literal["kernel", "userspace"]
@@ -246,23 +248,32 @@ Config = TypeVar("Config", MobileNodeConfig, HomeAgentConfig)
 
 
 def load(path: Path, model: type[Config]) -> Config:
-    """Read a daemon's configuration. Raises ConfigError, with what is wrong and where; a file that
-    holds keys must not be others' to read."""
+    """Read a daemon's configuration. Raises ConfigError, with what is wrong and on which line (no
+    value is shown: it may be a key); a file that holds keys must not be others' to read."""
+    kind = toml_checks.Kind(model, "a daemon's configuration", "docs/daemons.md", secrets=True)
     try:
         with path.open("rb") as file:
-            config = model.model_validate(tomllib.load(file))
-            if config.ipsec == "userspace" and os.fstat(file.fileno()).st_mode & 0o077:
-                raise ConfigError(
-                    "it holds keys, and others may read it", path=path, hint=f"chmod 600 {path}"
-                )
-            return config
+            others_may_read = bool(os.fstat(file.fileno()).st_mode & 0o077)
+            text = file.read().decode("utf-8")
     except OSError as error:
         raise ConfigError(
             f"can't be read: {error.strerror}", path=path, hint="give the daemon's TOML file"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not TOML: {error}", path=path) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"not UTF-8 text (octet {error.start})", path=path, hint="save the file as UTF-8"
+        ) from None
+    try:
+        data = tomllib.loads(text)
+        lines = TomlLines(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise toml_checks.syntax_error(error, text, path, kind) from None
+    try:
+        config = model.model_validate(data)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"{where}: {problem['msg']}", path=path) from error
+        raise toml_checks.validation_error(error, kind, data, lines, path) from None
+    if config.ipsec == "userspace" and others_may_read:
+        raise ConfigError(
+            "it holds keys, and others may read it", path=path, hint=f"chmod 600 {path}"
+        )
+    return config

@@ -104,8 +104,8 @@ async def call(path: Path, command: str, *, timeout_s: float, **arguments: Any) 
         raise ControlError(f"no answer to '{command}' within {timeout_s:g} s") from error
     except OSError as error:
         raise ControlError(
-            f"no daemon answers at {path.name}: {error.strerror or error}",
-            hint="is it running, and is this its control socket?",
+            f"no daemon answers at {path}: {error.strerror or error}",
+            hint="is it running (starting takes a second or two), and is this its control socket?",
         ) from error
     try:
         answer = json.loads(line)

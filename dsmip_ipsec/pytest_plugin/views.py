@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsmip_ipsec.lab.record import (
     Binding,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dsmip_ipsec.pytest_plugin.lab import Lab
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Sad:
     """The SAD of a node at one moment: a set of SAs, without keys. Equal when all SAs are."""
 
@@ -30,6 +30,11 @@ class Sad:
     def of(cls, state: NodeState) -> Sad:
         """The SAD in ``state``, in an order of its own: a dump's order means nothing."""
         return cls(tuple(sorted(state.sas, key=lambda sa: (sa.spi, sa.mode, str(sa.source)))))
+
+    def __repr__(self) -> str:
+        # Short: pytest cuts the values in a failed assertion off after 240 characters.
+        sas = (f"{sa.spi} {sa.purpose or sa.mode} {_where(sa)}" for sa in self)
+        return f"<SAD: {'; '.join(sas) or 'empty'}>"
 
     def __iter__(self) -> Iterator[SecurityAssociation]:
         return iter(self.associations)
@@ -106,9 +111,9 @@ class Node:
         """Its IKE_SAs now, as charon lists them."""
         return self.state.ike
 
-    def move(self, network: str) -> StepRecord:
+    def move(self, network: str, **expect: Any) -> StepRecord:
         """Move (or first attach) this mobile node to a network; see ``Lab.move``."""
-        return self._lab.move(self.name, network)
+        return self._lab.move(self.name, network, **expect)
 
     def run(
         self, *argv: str, input: str = "", timeout_s: float = 30.0, check: bool = True

@@ -190,7 +190,7 @@ def test_a_readmes_commands_are_a_shells_words_wherever_they_are(tmp_path: Path)
     for node, role in (("ha", "ha"), ("mn1", "mn")):
         text = (out / node / "README.md").read_text()
         commands = [line.strip() for line in text.splitlines() if line.startswith("    ")]
-        charon, wait, load, daemon, *others = map(shlex.split, commands)
+        charon, wait, load, daemon, wait_for_it, *others = map(shlex.split, commands)
         files = out / node
         assert charon == [
             f"STRONGSWAN_CONF={files}/strongswan.conf",
@@ -200,7 +200,16 @@ def test_a_readmes_commands_are_a_shells_words_wherever_they_are(tmp_path: Path)
         assert wait[0] == "until"
         for words in (wait, load):
             assert f"unix://{files}/charon.vici" in [word.rstrip(";") for word in words]
+        assert wait_for_it[:4] == ["until", "dsmip-ipsec", "control", f"{files}/daemon.toml"]
         assert daemon == ["dsmip-ipsec", role, "--config", f"{files}/daemon.toml", "&"]
         assert all(
             words[:3] == ["dsmip-ipsec", "control", f"{files}/daemon.toml"] for words in others
         )
+
+
+def test_the_readmes_inventory_is_that_of_the_example() -> None:
+    """Which a kernel test stands up, so that the README's can't go wrong unnoticed."""
+    root = Path(__file__).parents[3]
+    text = (root / "docs" / "examples" / "deployment" / "inventory.toml").read_text()
+    shown = "".join(f"    {line}" if line.strip() else line for line in text.splitlines(True))
+    assert shown in (root / "README.md").read_text()

@@ -130,7 +130,7 @@ def test_a_step_that_fails_fails_the_test(lab: Lab, played: Playback) -> None:
 
 def test_move_attaches_first(lab: Lab, played: Playback) -> None:
     lab.move("mn", "visited-a", nat_detected=True)
-    lab.move("mn", "visited-b", nat_detected=False)
+    lab["mn"].move("visited-b", nat_detected=False)
     assert played.done == [
         {"node": "mn", "attach": "visited-a", "expect": {"nat_detected": True}},
         {"node": "mn", "move": "visited-b", "expect": {"nat_detected": False}},
@@ -151,6 +151,10 @@ def test_sads(lab: Lab) -> None:
     assert behind.data.udp_encapsulated
     assert not behind.udp_encapsulated
     assert not views.Sad(()).udp_encapsulated
+    assert repr(views.Sad(())) == "<SAD: empty>"
+    # What pytest shows of a value ends after 240 characters.
+    assert len(repr(behind.data)) < 240
+    assert repr(behind.data).count(" data ") == repr(behind.data).count("UDP 4500 >") + 1 == 2
     lab.move("mn", "visited-b")
     public = lab["ha"].sad
     assert public != behind

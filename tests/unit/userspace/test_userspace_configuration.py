@@ -96,7 +96,7 @@ def test_aead_with_a_fresh_key(tmp_path: Path) -> None:
     [
         ({"ipsec": "kernel"}, '"associations" belong to ipsec = "userspace"'),
         ({"ike": {"vici_socket": "x", "connection": "y"}}, 'a section "ike" belongs to'),
-        ({"ipsec": "magic"}, "ipsec: Input should be 'kernel' or 'userspace'"),
+        ({"ipsec": "magic"}, "ipsec should be 'kernel' or 'userspace'"),
     ],
 )
 def test_keys_come_from_one_place(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -128,6 +128,56 @@ def test_reqids_without_sas(
     if not changes:
         path.write_text(tomli_w.dumps({**document, "protect_data": False}), encoding="utf-8")
         assert load(path, MobileNodeConfig).peering().reqids.return_routability == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message", "hint"),
+    [
+        ("ipsec =", "ipsek =", "mn.toml:2: unknown key 'ipsek'", "did you mean 'ipsec'?"),
+        (
+            'control_socket = "mn.sock"',
+            "",
+            "mn.toml: the file lacks the key 'control_socket'",
+            "add 'control_socket'",
+        ),
+        ('"userspace"', '"userspace', "mn.toml:2: not TOML", "missing quote"),
+        ("spi = 4097", "spi = 7", "[1].spi should be greater than 255", "docs/daemons.md"),
+    ],
+)
+def test_mistakes_are_told_with_line_and_hint(
+    tmp_path: Path, before: str, after: str, message: str, hint: str
+) -> None:
+    path = write(tmp_path / "mn.toml", sas())
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    with pytest.raises(ConfigError) as caught:
+        load(path, MobileNodeConfig)
+    assert message in str(caught.value)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["1" * 32, '"' + "1" * 32 + '"', '["' + "1" * 32 + '"]'])
+@pytest.mark.parametrize("name", ["encryption", "encryption.key", "spi", "aead"])
+def test_no_key_is_shown_wherever_it_was_put(tmp_path: Path, name: str, key: str) -> None:
+    path = write(tmp_path / "mn.toml", [])
+    path.write_text(f"{path.read_text()}\n[[mobile_node.associations]]\n{name} = {key}\n")
+    path.write_text(path.read_text().replace("associations = []\n", ""))
+    with pytest.raises(ConfigError) as caught:
+        load(path, MobileNodeConfig)
+    assert "associations[1]" in str(caught.value) + caught.value.hint
+    assert "1" * 32 not in str(caught.value) + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"a = " + b"[" * 3000, b"x" * 100, b"[mobile_node]\n" * 2]
+)
+def test_what_is_no_configuration_at_all(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mn.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load(path, MobileNodeConfig)
+    assert caught.value.hint
 
 
 def test_file_that_others_may_read_is_refused(tmp_path: Path) -> None:

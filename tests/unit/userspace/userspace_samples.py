@@ -20,6 +20,7 @@ from dsmip_ipsec.ipsec.model import (
     Template,
 )
 from dsmip_ipsec.userspace.engine import Engine
+from dsmip_ipsec.userspace.outcome import Drop, DropReason
 from dsmip_ipsec.wire import mobility as mh
 from dsmip_ipsec.wire.ip import (
     IPPROTO_MH,
@@ -35,6 +36,8 @@ HOME4, HOME6 = IPv4Address("203.0.113.200"), IPv6Address("2001:db8:100::100")
 AGENT4, AGENT6 = IPv4Address("203.0.113.2"), IPv6Address("2001:db8:100::1")
 PEER4, PEER6 = IPv4Address("192.0.2.200"), IPv6Address("2001:db8:2::200")
 CARE_OF, NAT = IPv4Address("198.51.100.100"), IPv4Address("192.0.2.2")
+ANY4, ANY6 = ip_network("0.0.0.0/0"), ip_network("::/0")
+WILD = IPv4Address(0)
 
 REQID_SIGNALLING, REQID_DATA = 11, 13
 
@@ -177,3 +180,15 @@ def mobility(source: IPv6Address, destination: IPv6Address, mh_type: int) -> byt
     return build_ipv6(
         IPv6Header(source, destination, IPPROTO_MH), mh.encode(message, source, destination)
     )
+
+
+def sent(engine: Engine, packet: bytes) -> bytes:
+    result = engine.outbound(packet)
+    assert not isinstance(result, Drop), result
+    (outer,) = result
+    return outer
+
+
+def reason(result: object) -> DropReason:
+    assert isinstance(result, Drop), result
+    return result.reason
