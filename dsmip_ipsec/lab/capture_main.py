@@ -27,6 +27,7 @@ from pathlib import Path
 
 from ..errors import DsmipError
 from . import netns, pcapng
+from .pace import scaled
 
 # linux/if_packet.h, linux/if_ether.h
 _ETH_P_ALL = 3
@@ -50,8 +51,8 @@ _STATUS = struct.Struct("=I")
 _STATISTICS = struct.Struct("=III")
 
 # A packet of 1500 octets with its headers fits into a frame, all of it, since ESP can only be
-# decrypted whole. The CPU may be busy elsewhere for a while: blocks last for six seconds and more,
-# until one is filled before its time is up, by 8 Mbit/s.
+# decrypted whole. The CPU may be busy elsewhere for a while: blocks last for six seconds and more
+# (on a slow kernel accordingly longer), until one is filled before its time is up, by 8 Mbit/s.
 _SNAP_LENGTH = 2048
 _BLOCK_SIZE = 65536
 _BLOCKS = 128
@@ -79,7 +80,7 @@ class Ring:
         packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         packets.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
         frames = _BLOCKS * _BLOCK_SIZE // _SNAP_LENGTH
-        request = (_BLOCK_SIZE, _BLOCKS, _SNAP_LENGTH, frames, _RETIRE_MS, 0, 0)
+        request = (_BLOCK_SIZE, _BLOCKS, _SNAP_LENGTH, frames, round(scaled(_RETIRE_MS)), 0, 0)
         packets.setsockopt(_SOL_PACKET, _PACKET_RX_RING, struct.pack("=7I", *request))
         ring = mmap.mmap(packets.fileno(), _BLOCKS * _BLOCK_SIZE)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -159,7 +160,7 @@ def run(plan: Path, result: Path) -> None:
         for ring in rings:
             ring.drain()
         select.select([reader], (), (), _INTERVAL_S)
-    time.sleep(2 * _RETIRE_MS / 1000)  # until the kernel hands over its last blocks
+    time.sleep(2 * scaled(_RETIRE_MS) / 1000)  # until the kernel hands over its last blocks
     result.write_text(json.dumps([ring.close() for ring in rings]), encoding="utf-8")
 
 
