@@ -125,7 +125,7 @@ class MobileNodeDaemon(EngineDaemon):
             self._leave_payload_plain(self._payload_wanted, home_agent=False)
         self._keys: KeyManagement | None = None
         if config.ike is not None:
-            self._keys = KeyManagement(
+            self._ike = self._keys = KeyManagement(
                 config.ike,
                 self._peering,
                 associations=lambda: self._reconciler.associations,
@@ -397,6 +397,8 @@ class MobileNodeDaemon(EngineDaemon):
         moved = attachment != self._in_use
         await self._routing.use(attachment, self._agent_addresses())
         self._in_use = attachment
+        if self._keys is not None:
+            await self._keys.cross_to_ipv4(attachment.care_of_address)
         if self._peering.protect_data and self._keys is not None:
             await self._data_moved(attachment.care_of_address)
         await self._reconciler.reconcile()
