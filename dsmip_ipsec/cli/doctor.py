@@ -44,6 +44,7 @@ PROGRAMS = (
     Program("ip", "iproute2", "labs", "namespaces, links, XFRM"),
     Program("tc", "iproute2", "labs", "delay and loss"),
     Program("iptables-legacy", "iptables", "labs", "NAT"),
+    Program("setpriv", "util-linux", "labs", "programs that end with their lab"),
     Program("charon-systemd", "charon-systemd", "labs", "IKEv2"),
     Program("swanctl", "strongswan-swanctl", "labs", "loading charon's configuration"),
     Program("tshark", "tshark", "", "reading captures"),

@@ -16,7 +16,7 @@ from dsmip_ipsec.lab.cleanup import down, runs
 # A lab with a daemon that ignores SIGTERM and has shed the lab's hold on it: a child of a child,
 # in a session of its own.
 KILLED = """
-import asyncio, sys
+import asyncio, os, sys
 from pathlib import Path
 from dsmip_ipsec.lab.cleanup import Run
 from dsmip_ipsec.lab.processes import Processes
@@ -43,6 +43,7 @@ async def main():
     run.add_directory(work)
     topology = Topology(load(sys.argv[1]), run)
     topology.up()
+    before = os.readlink("/proc/thread-self/ns/net")
     processes = Processes(run)
     for node in ("mn", "ha"):
         argv = [sys.executable, "-c", DAEMON]
@@ -50,6 +51,7 @@ async def main():
         daemon = processes.start(node, argv, log=work / node, namespace=where, may_end=True)
         assert await daemon.ended == 0
         assert daemon.last_lines() == "ready"
+    assert os.readlink("/proc/thread-self/ns/net") == before, "the lab itself has moved"
     print(run.id, flush=True)
     await asyncio.sleep(600)
 

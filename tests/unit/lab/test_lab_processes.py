@@ -183,3 +183,9 @@ asyncio.run(main())
         assert start_time(child) is not None
         lab.kill()
     asyncio.run(gone(child))
+
+
+async def test_niceness_is_added_to_ours(processes: Processes, tmp_path: Path) -> None:
+    process = processes.start("nice", WAIT, log=tmp_path / "log", nice=3)
+    await processes.wait_ready("nice")
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == os.getpriority(os.PRIO_PROCESS, 0) + 3
