@@ -68,7 +68,7 @@ def socket_of(path: Path) -> Path:
         raise ConfigError(
             f"can't be read: {error.strerror}", path=path, hint="name the daemon's TOML file"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             "neither a socket nor a daemon's configuration",
             path=path,

@@ -153,24 +153,30 @@ def _home_address(text: str | None) -> IPv6Address | None:
 
 
 def load(path: Path) -> Situation:
-    """Read a situation. Raises ConfigError, which names the key."""
+    """Read a situation. Raises ConfigError, which names the key, and in TOML its line."""
     from pydantic import ValidationError
 
+    from dsmip_ipsec import toml_checks
     from dsmip_ipsec.cli.situation_file import SituationFile
+    from dsmip_ipsec.toml_lines import TomlLines
 
+    kind = toml_checks.Kind(SituationFile, "a situation", "`dsmip-ipsec plan --help`")
+    lines = TomlLines("")  # JSON has no lines that were worth telling
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        if path.suffix == ".json":
+            data = json.loads(text)
+        else:
+            data, lines = tomllib.loads(text), TomlLines(text)
         return SituationFile.model_validate(data).situation()
     except OSError as error:
         raise ConfigError(
             f"can't be read: {error.strerror}", path=path, hint="see `dsmip-ipsec plan --help`"
         ) from error
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(map(str, problem["loc"])) or "the file"
+        found = data if isinstance(data, dict) else {}
+        raise toml_checks.validation_error(error, kind, found, lines, path) from None
+    except (ValueError, RecursionError) as error:  # neither TOML nor JSON, nor UTF-8
         raise ConfigError(
-            f"{where}: {problem['msg']}", path=path, hint="see `dsmip-ipsec plan --help`"
+            f"can't be parsed: {error}", path=path, hint="see `dsmip-ipsec plan --help`"
         ) from error
-    except ValueError as error:  # neither TOML nor JSON, nor UTF-8
-        raise ConfigError(f"can't be parsed: {error}", path=path) from error

@@ -25,6 +25,7 @@ import pytest
 
 from dsmip_ipsec.cli.plan import load
 from dsmip_ipsec.cli.situation_file import SituationFile
+from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ipsec.model import Action, Mode, Policy, SecurityAssociation
 from dsmip_ipsec.ipsec.peering import Role
 from dsmip_ipsec.ipsec.plan import Operation, Verb
@@ -254,7 +255,10 @@ def test_the_command_reads_toml_and_json(tmp_path: Path) -> None:
         ("role = 1", "role"),
         ("nonsense", "can't be parsed"),
         ('role = "home_agent"\nbogus = 1', "home_address"),
+        ('role = "home_agent"\nmobil = true', "x.toml:2: unknown key 'mobil'"),
+        ("\nmobil = true", "did you mean 'mobike'?"),
         ("\0", "can't be parsed"),
+        ("a = " + "[" * 5000, "can't be parsed"),
     ],
 )
 def test_broken_files_are_told_by_what_is_wrong(tmp_path: Path, text: str, named: str) -> None:
@@ -264,5 +268,18 @@ def test_broken_files_are_told_by_what_is_wrong(tmp_path: Path, text: str, named
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert named in result.stderr
+    assert "hint: " in result.stderr
     assert str(path) in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("[]", "valid dictionary"), ('{"mobil": 1}', "lacks the key"), ("[" * 100000, "parsed")],
+)
+def test_broken_json_is_told_by_what_is_wrong(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=named) as caught:
+        load(path)
+    assert caught.value.hint
