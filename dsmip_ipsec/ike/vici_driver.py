@@ -127,13 +127,14 @@ class ViciDriver:
             message["force"] = "yes"
         await self._command("terminate", message, events=("control-log",), timeout=timeout + 2)
 
-    async def terminate_one(self, uniqueid: int, *, timeout: float) -> None:
-        """Delete the IKE_SA that charon numbers ``uniqueid``, and no other of its connection; its
-        peer gets ``timeout`` (seconds) for its answer, then it goes without.
+    async def terminate_one(self, uniqueid: int, *, child: bool = False, timeout: float) -> None:
+        """Delete the IKE_SA (``child``: CHILD_SA) that charon numbers ``uniqueid``, and no other of
+        its name; its peer gets ``timeout`` (seconds) for its answer, then it goes without.
 
         :raises IkeError: there is none, or charon couldn't.
         """
-        message = {"ike-id": str(uniqueid), "timeout": str(int(timeout * 1000)), "force": "yes"}
+        which = {"child-id" if child else "ike-id": str(uniqueid)}
+        message = {**which, "timeout": str(int(timeout * 1000)), "force": "yes"}
         await self._command("terminate", message, timeout=timeout + 2)
 
     async def establish(

@@ -167,12 +167,20 @@ def _remove(
 def _moves(
     current: Iterable[SecurityAssociation], wanted: Iterable[SecurityAssociation]
 ) -> list[Operation]:
-    """Outbound and inbound together with the policies that follow: keys and replay state stay."""
-    have = {(sa.spi, sa.reqid): sa for sa in current}
+    """Outbound and inbound together with the policies that follow: keys and replay state stay.
+    When IKE has moved one at the same time, it may be at two places: one of them goes."""
+    have: dict[tuple[int, int], list[SecurityAssociation]] = {}
+    for sa in current:
+        have.setdefault((sa.spi, sa.reqid), []).append(sa)
     operations = []
-    for sa in wanted:
-        old = have.get((sa.spi, sa.reqid))
-        if old is None or old == sa:
+    doubles: list[SecurityAssociation] = []
+    for sa in {(sa.spi, sa.reqid): sa for sa in wanted}.values():
+        found = have.get((sa.spi, sa.reqid))
+        if found is None:
+            continue
+        old = sa if sa in found else found[-1]
+        doubles += [other for other in found if other != old]
+        if old == sa:
             continue
         changes = []
         if (old.source, old.destination) != (sa.source, sa.destination):
@@ -186,7 +194,7 @@ def _moves(
                 changes.append("the NAT has another port")
         reason = " and ".join(changes)
         operations.append(Operation(Verb.MOVE_ASSOCIATION, sa, reason, "RFC 5555 §5.1", old))
-    return operations
+    return operations + _associations(Verb.DELETE_ASSOCIATION, doubles, "it is elsewhere as well")
 
 
 def _associations(

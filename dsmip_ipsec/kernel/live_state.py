@@ -149,18 +149,23 @@ class LiveState:
             self._owners[key] = ids, policy
             self.strays.discard(key)
 
-    def forget_vanished(self, now: float | None = None) -> None:
-        """Drop what has lingered until ``now`` (None: all)."""
+    def forget_vanished(self, now: float | None = None) -> tuple[SecurityAssociation, ...]:
+        """Drop, and return, what has lingered until ``now`` (None: all)."""
+        gone: list[SecurityAssociation] = []
         for live in self.peerings.values() if now is None else self._dirty_peerings():
             if live.lingering:
-                live.lingering = {
-                    key: (sa, until)
+                over = {
+                    key: sa
                     for key, (sa, until) in live.lingering.items()
-                    if now is not None and until > now
+                    if now is None or until <= now
                 }
+                gone += over.values()
+                for key in over:
+                    del live.lingering[key]
                 there = {(sa.spi, sa.reqid) for sa in live.negotiated.values()}
                 there.update(live.lingering)
                 live.resting = {key: sa for key, sa in live.resting.items() if key in there}
+        return tuple(gone)
 
     def _dirty_peerings(self) -> list[LivePeering]:
         return [self.peerings[ids] for ids in self.dirty]

@@ -69,7 +69,10 @@ class Reconciler:
     (newest first) to the peering's desired state. :meth:`open` starts it: from then on every
     change of an SA or a policy in the kernel, and every :meth:`trigger`, leads to a
     reconciliation of the peerings concerned. ``on_mapping`` is told when ESP of a peering's data
-    comes from another address and port than its SA has (a NAT gave it another).
+    comes from another address and port than its SA has (a NAT gave it another). ``on_contested``
+    is told when IKE deleted an SA while it was being moved: if not to move it, too, then the one
+    that stands now is one that IKE no longer knows. ``on_vanished`` is told of IKE's SAs that are
+    gone, when they no longer count as being moved.
     """
 
     def __init__(
@@ -77,9 +80,13 @@ class Reconciler:
         desired: Desired,
         reqids: tuple[Reqids, ...],
         on_mapping: Callable[[Reqids, OuterAddress], None] | None = None,
+        on_contested: Callable[[], None] = lambda: None,
+        on_vanished: Callable[[Associations], None] = lambda _: None,
     ) -> None:
         self._desired = desired
         self._on_mapping = on_mapping
+        self._on_contested = on_contested
+        self._on_vanished = on_vanished
         self._xfrm: XfrmSocket | None = None
         self._monitor: XfrmMonitor | None = None
         self._scheduled = False
@@ -115,6 +122,7 @@ class Reconciler:
             asyncio.get_running_loop().remove_reader(self._monitor.fileno())
         if self._xfrm is not None:
             self._desired = lambda ids, negotiated: DesiredState()
+            self._on_vanished = lambda _: None
             self._live.stale = True
             self._live.dirty.update(self._live.peerings)
             try:
@@ -246,15 +254,15 @@ class Reconciler:
             self._drain()
             if live.stale or refused is not None:
                 self._read()
-            live.forget_vanished(asyncio.get_running_loop().time())
+            if gone := live.forget_vanished(asyncio.get_running_loop().time()):
+                self._on_vanished(gone)
             batch = [ids for ids in todo if ids in live.dirty]
             if not batch and not live.strays:
                 return tuple(done)
             live.dirty.difference_update(batch)
             wanted = self._want(batch)
             operations = plan(live.current(batch, wanted.policies), wanted)
-            if operations:
-                refused = self._apply(operations, done)
+            refused = self._apply(operations, done) if operations else None
         raise KernelError(
             "IPsec state doesn't settle" + (f": {refused}" if refused else ""),
             hint="another program changes, or holds, the same SAs or policies; "
@@ -322,6 +330,9 @@ class Reconciler:
                     done.append(operation)
                 elif error.code in _RACES:
                     race = error
+                    if operation.verb is Verb.MOVE_ASSOCIATION and error.code == errno.ESRCH:
+                        log.info("IKE has it as well: %s", operation)
+                        self._on_contested()
                 else:
                     raise KernelError(
                         f"the kernel refused to {operation}: {error}",

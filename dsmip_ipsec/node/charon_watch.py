@@ -1,4 +1,5 @@
-"""Follows a charon by its events, over its restarts, and finds the SAs that it has forgotten.
+"""Follows a charon by its events, over its restarts, and finds the SAs that it has forgotten, or
+that the kernel has.
 
 charon deletes an SA under the addresses by which it remembers it. What we have moved (RFC 5555
 §5.1, without MOBIKE), and what a charon that was killed left behind, nobody else would delete.
@@ -15,13 +16,13 @@ from dsmip_ipsec.errors import IkeError
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ike.vici_types import IkeEvent, IkeSa, IkeUpdown
 from dsmip_ipsec.ipsec.model import SecurityAssociation
+from dsmip_ipsec.node.lost_sas import LOOKS_APART_S, LostSas
 
 log = logging.getLogger(__name__)
 
 RECONNECT_S = 0.2
-# An SA counts as forgotten when two looks, this far apart, have both seen it in the kernel first
-# and then not in charon's list: in between, an IKE_SA may hand it over to its successor.
-LOOKS_APART_S = 0.7
+# An SA counts as forgotten when two looks, LOOKS_APART_S apart, have both seen it in the kernel
+# first and then not in charon's list: in between, an IKE_SA may hand it over to its successor.
 # charon keeps the inbound SA of a rekeyed CHILD_SA for so long (delete_rekeyed_delay).
 REKEYED_LINGERS_S = 5.0
 
@@ -32,7 +33,8 @@ class CharonWatch:
 
     ``associations``: the SAs that the kernel has now; ``reqids``: those of them that are charon's
     for us. ``changed`` is called when :attr:`retired` changes. ``thorough``: look for forgotten SAs
-    after every event, and not only after those by which many may have been forgotten.
+    after every event, and not only after those by which many may have been forgotten. ``busy``: as
+    of :class:`LostSas`.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class CharonWatch:
         events: Callable[[IkeEvent], None] = lambda _: None,
         there: Callable[[], None] = lambda: None,
         thorough: bool = False,
+        busy: asyncio.Lock | None = None,
     ) -> None:
         self.retired: frozenset[int] = frozenset()
         """SPIs of SAs in the kernel that charon no longer knows."""
@@ -55,6 +58,7 @@ class CharonWatch:
         self._events = events
         self._there = there
         self._thorough = thorough
+        self._lost = LostSas(driver, associations, busy or asyncio.Lock())
         self._suspects: frozenset[int] = frozenset()
         self._due = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -64,12 +68,21 @@ class CharonWatch:
 
     async def stop(self) -> None:
         """Idempotent."""
+        await self._lost.stop()
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._tasks = []
+
+    def look(self) -> None:
+        """See whether charon has forgotten any."""
+        self._due.set()
+
+    def vanished(self, associations: Iterable[SecurityAssociation]) -> None:
+        """The kernel has these no more: see whether charon knows."""
+        self._lost.vanished(associations)
 
     def forget(self, gone: Collection[int]) -> None:
         """charon has deleted the CHILD_SAs with these SPIs, as their IKE_SA is gone for certain:
@@ -99,6 +112,7 @@ class CharonWatch:
     def _take(self, event: IkeEvent) -> None:
         if self._thorough or (isinstance(event, IkeUpdown) and not event.up):
             self._due.set()
+        self._lost.heard(event)
         self._events(event)
 
     async def _look(self) -> None:

@@ -52,6 +52,13 @@ class Engine(Protocol):
     def next_deadline(self) -> float | None: ...
 
 
+class Ike(Protocol):
+    """What the reconciler's findings are for: :class:`~.charon_watch.CharonWatch`."""
+
+    def look(self) -> None: ...
+    def vanished(self, associations: Iterable[SecurityAssociation]) -> None: ...
+
+
 class EngineDaemon(ABC):
     """Runs until :meth:`stop`; driven by packets, time and its control socket's commands."""
 
@@ -79,12 +86,15 @@ class EngineDaemon(ABC):
                 kernel_headers=kernel_headers,
                 on_icmp=self._on_icmp if discovery else None,
             )
-            self._reconciler = Reconciler(self._desired, reqids, self._esp_heard)
+            self._reconciler = Reconciler(
+                self._desired, reqids, self._esp_heard, self._contested, self._vanished
+            )
         else:
             self._path = userspace.path(self._accepts, self._on_message, self._on_mapping)
             self._reconciler = userspace.reconciler(self._desired, reqids)
             commands = {**commands, "ipsec": userspace.describe}
         self._plain: PlainData | None = None
+        self._ike: Ike | None = None
         self._routing = Routing()
         self._timer = DeadlineTimer(engine.next_deadline, self._expire)
         self._control = ControlServer(control_socket, {**commands, "status": self._status})
@@ -174,6 +184,16 @@ class EngineDaemon(ABC):
     def _esp_heard(self, peering: Reqids, source: OuterAddress) -> None:
         """The peer's ESP comes from elsewhere than the SA says."""
         log.info("ESP of reqid %d comes from %s", peering.data, source)
+
+    def _contested(self) -> None:
+        """IKE deleted an SA while the reconciler moved it."""
+        if self._ike is not None:
+            self._ike.look()
+
+    def _vanished(self, associations: Iterable[SecurityAssociation]) -> None:
+        """SAs of IKE's are gone, and don't come back."""
+        if self._ike is not None:
+            self._ike.vanished(associations)
 
     def _concerned(self, change: BindingChanged) -> tuple[Reqids, ...]:
         """The peerings to reconcile for a changed binding; none: all."""

@@ -130,7 +130,7 @@ class HomeAgentDaemon(EngineDaemon):
             driver = ViciDriver(config.ike.vici_socket)
             self._abandoned = AbandonedIkeSas(driver, map(_needed, self._peerings.values()))
             self._refusals = Refusals(config.ike.vici_socket)
-            self._watch = CharonWatch(
+            self._ike = self._watch = CharonWatch(
                 driver,
                 associations=lambda: self._reconciler.associations,
                 reqids=self._negotiable,

@@ -64,6 +64,7 @@ class KeyManagement:
             )
             if reqid
         )
+        self._busy = asyncio.Lock()
         self._watch = CharonWatch(
             self._driver,
             associations=associations,
@@ -72,11 +73,11 @@ class KeyManagement:
             events=self._event,
             there=self._check,
             thorough=True,
+            busy=self._busy,
         )
         self._connection = ike.connection or ike.ipv6_connection  # the IKE_SA's
         self._next = self._connection  # the one to establish it by
         self._wanted = False
-        self._busy = asyncio.Lock()
         self._restoring: asyncio.Task[None] | None = None
 
     @property
@@ -86,6 +87,14 @@ class KeyManagement:
 
     def start(self) -> None:
         self._watch.start()
+
+    def look(self) -> None:
+        """As :meth:`CharonWatch.look`."""
+        self._watch.look()
+
+    def vanished(self, associations: Iterable[SecurityAssociation]) -> None:
+        """As :meth:`CharonWatch.vanished`."""
+        self._watch.vanished(associations)
 
     async def establish(self, care_of_address: Address) -> None:
         """The IKE_SA and its CHILD_SAs, afresh: what an earlier daemon left is deleted first.

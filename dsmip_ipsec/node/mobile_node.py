@@ -125,7 +125,7 @@ class MobileNodeDaemon(EngineDaemon):
             self._leave_payload_plain(self._payload_wanted, home_agent=False)
         self._keys: KeyManagement | None = None
         if config.ike is not None:
-            self._keys = KeyManagement(
+            self._ike = self._keys = KeyManagement(
                 config.ike,
                 self._peering,
                 associations=lambda: self._reconciler.associations,

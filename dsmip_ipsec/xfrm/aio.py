@@ -248,8 +248,10 @@ class AsyncXfrmSocket(AsyncNetlinkSocket):
         """As :meth:`XfrmSocket.move_states`."""
         running = [MoveInProgress(move) for move in moves]
         asked: list[Sequence[Request[Any]]] = [move.read for move in running]
-        for step in (MoveInProgress.make, MoveInProgress.settle, MoveInProgress.follow):
+        for step in (MoveInProgress.make, MoveInProgress.settle):
             results = await self.request_all(chain.from_iterable(asked))
             asked = [step(*dealt) for dealt in deal(running, asked, results)]
-        await self.request_all(chain.from_iterable(asked))
+        results = await self.request_all(chain.from_iterable(asked))
+        for move, own in deal(running, asked, results):
+            move.end(own)
         return [move.result for move in running]

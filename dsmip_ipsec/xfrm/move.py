@@ -136,11 +136,13 @@ def moved_octets(state: bytes, move: Move) -> bytes:
 
 
 class MoveInProgress:
-    """One move, in steps of requests: :attr:`read`, :meth:`make`, :meth:`settle`, :meth:`follow`;
+    """One move, in steps of requests: :attr:`read`, :meth:`make`, :meth:`settle`, :meth:`end`;
     each step is given the results of the one before.
 
     Whatever fails, one state stands at the end: the new one if everything went well, else the
-    old one; none if somebody else deleted the old one meanwhile.
+    old one. If somebody else deleted the old one before we did, the new one stands, and the result
+    is ESRCH: they may have been about to move it as well (charon deletes, then adds), and their
+    addition fails where the new one is. Whether it is still wanted is for the caller to find out.
     """
 
     def __init__(self, move: Move) -> None:
@@ -180,27 +182,21 @@ class MoveInProgress:
             self._restores = True
             stay = Move(self.move.id, *self._old_addresses())
             return (self._add(moved_octets(self._old, stay), self.move.id),)
-        if self._break_first and results[-1].ok:
-            # Somebody else deleted the old one: the new one mustn't outlive it.
-            return (verbs.delete_state(self.new_id),)
         return ()
 
-    def follow(self, results: Sequence[Result[None]]) -> tuple[Request[None], ...]:
-        """What to send last, after what :meth:`settle` wanted."""
+    def end(self, results: Sequence[Result[None]]) -> None:
+        """Take over the results of what :meth:`settle` wanted."""
         failed = next((result.error for result in results if result.error), None)
         if failed is None:
-            return ()
+            return
         if self.error is None:
             self.error = failed
-            if failed.code == errno.ESRCH:
-                return (verbs.delete_state(self.new_id),)
         elif self._restores:
             self.error = XfrmError(
                 self.error.code,
                 f"{self.error.message}; the old SA couldn't be put back: {failed.message}",
                 hint=self.error.hint,
             )
-        return ()
 
     @property
     def result(self) -> Result[StateId]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,28 @@ async def test_reauthentication_and_deletion(tmp_path: Path, node: str) -> None:
             await until(lambda: lab.single(node), "the rekeyed IKE_SA is gone")
             await lab.driver(node).terminate("mn", child)
             await recovered(lab, 10)
+    lab.nothing_in_clear()
+
+
+@pytest.mark.parametrize(("node", "mode"), [("mn", "k-bit"), ("ha", "mobike")])
+async def test_an_sa_deleted_behind_charons_back(tmp_path: Path, node: str, mode: str) -> None:
+    """charon doesn't notice; that end's daemon does, and there is another CHILD_SA soon."""
+    async with mobility_lab(tmp_path / "out", mode) as lab:
+        await lab.move("visited-a")
+        await lab.move("visited-b")
+        for purpose, direction in product((IDS.data, IDS.signalling), (0, 1)):
+            old = [sa for sa in await lab.associations(node) if sa.reqid == purpose]
+            lost = sorted(old, key=lambda sa: str(sa.source))[direction]
+            which = f"dst {lost.destination} proto esp spi {lost.spi:#x}"
+            command = f"ip -n {lab.namespace(node)} xfrm state delete {which}"
+            subprocess.run(command.split(), check=True)
+
+            async def replaced(old: frozenset[int] = frozenset(sa.spi for sa in old)) -> bool:
+                found = [await lab.associations(end) for end in ("mn", "ha")]
+                return not any(sa.spi in old for sas in found for sa in sas)
+
+            await until(replaced, f"another CHILD_SA for {lost}", 10, lab.describe)
+            await recovered(lab, 5)
     lab.nothing_in_clear()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from xfrm_netns import fresh_netns, ip
@@ -22,6 +24,8 @@ from dsmip_ipsec.kernel.reconciler import Reconciler, _request
 from dsmip_ipsec.mobility.types import Binding, OuterAddress
 from dsmip_ipsec.xfrm import requests as verbs
 from dsmip_ipsec.xfrm.constants import Message, Mode, Protocol
+from dsmip_ipsec.xfrm.errors import XfrmError
+from dsmip_ipsec.xfrm.exchange import Request, Result
 from dsmip_ipsec.xfrm.notifications import Notification, Unread
 from dsmip_ipsec.xfrm.socket import XfrmSocket
 from dsmip_ipsec.xfrm.types import Algorithm, Encap, Key, Replay, State
@@ -74,11 +78,21 @@ def charon_states(mobile: IPv4Address, *, encap: bool = True) -> list[State]:
 class Bench:
     def __init__(self) -> None:
         self.binding: Binding | None = BINDING
+        self.contested = 0
+        self.vanished: list[SecurityAssociation] = []
         self.xfrm = XfrmSocket()
         self.reconciler = self.new()
 
     def new(self) -> Reconciler:
-        return Reconciler(self.wanted, (IDS,))
+        return Reconciler(
+            self.wanted,
+            (IDS,),
+            on_contested=self.count_contested,
+            on_vanished=self.vanished.extend,
+        )
+
+    def count_contested(self) -> None:
+        self.contested += 1
 
     def wanted(self, _: Reqids, negotiated: Sequence[SecurityAssociation]) -> DesiredState:
         signalling = any(sa.reqid == IDS.signalling for sa in negotiated)
@@ -382,6 +396,76 @@ async def test_what_charon_moves_back_is_moved_again(moving: Moving) -> None:
     moving.install([replace(state, destination=NAT, encap=Encap(4500, 4500))])
     await until(lambda: moving.data()[0x2002].destination == PUBLIC, "moved again")
     assert moving.data()[0x2002].encap is None
+
+
+async def test_what_is_gone_is_told_but_not_what_moves(moving: Moving) -> None:
+    moving.go("nat")
+    moving.install(charon_states(NAT))
+    await moving.reconciler.open()
+    moving.go("public")
+    await moving.reconciler.reconcile()
+    gone = moving.data()[0x2001]
+    moving.delete([gone])
+    await until(lambda: moving.vanished, "it is told")
+    assert [(sa.spi, sa.reqid) for sa in moving.vanished] == [(gone.spi, gone.reqid)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "theirs"),
+    [
+        ("public", "nat", NAT),
+        ("nat", "nat, ESP heard", NAT),
+        ("nat", "public", PUBLIC),
+        ("public", "nat", IPv4Address("192.0.2.77")),  # where charon has it for another moment
+    ],
+)
+async def test_what_charon_moves_at_the_same_moment_is_not_lost(
+    moving: Moving, monkeypatch: pytest.MonkeyPatch, old: str, new: str, theirs: IPv4Address
+) -> None:
+    """charon deletes an SA just before, and adds it just after, the reconciler has moved it."""
+    moving.go(old)
+    moving.install(charon_states(NAT))
+    await moving.reconciler.open()
+    xfrm = moving.reconciler._xfrm
+    assert xfrm is not None
+    send = xfrm.request_all
+    refused: list[XfrmError | None] = []
+
+    def at_the_same_moment(asked: Iterable[Request[Any]]) -> list[Result[Any]]:
+        requests = list(asked)
+        if refused or not any(request.message is Message.NEWSA for request in requests):
+            return send(requests)
+        states = list(moving.data().values())
+        moving.delete(states)
+        results = send(requests)
+        encap = Encap(4500, 4500) if theirs != PUBLIC else None
+        for state in states:
+            outbound = state.destination != AGENT4
+            place = (AGENT4, theirs) if outbound else (theirs, AGENT4)
+            add = verbs.add_state(
+                replace(state, source=place[0], destination=place[1], encap=encap)
+            )
+            refused.append(moving.xfrm.request_all([add])[0].error)
+        return results
+
+    monkeypatch.setattr(xfrm, "request_all", at_the_same_moment)
+    moving.go(new)
+    await moving.reconciler.reconcile()
+    assert len(refused) == 2
+    assert any(error is not None and error.code == errno.EEXIST for error in refused)
+    assert moving.contested
+    binding, heard = PLACES[new]
+    assert binding.outer is not None
+    now = [state for state in moving.xfrm.dump_states() if state.reqid == IDS.data]
+    assert {(s.spi, s.source, s.destination) for s in now} == {
+        (0x2001, binding.outer.address, AGENT4),
+        (0x2002, AGENT4, binding.outer.address),
+    }
+    assert len(now) == 2
+    port = heard.port if heard is not None else 4500
+    encaps = {0x2001: Encap(port, 4500), 0x2002: Encap(4500, port)}
+    assert {s.spi: s.encap for s in now} == (encaps if new != "public" else dict.fromkeys(encaps))
+    assert await moving.reconciler.reconcile() == ()
 
 
 async def test_what_it_wrote_is_known_by_its_octets(
