@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # For charon to drop an IKE_SA; the peer isn't waited for longer.
 STOP_TIMEOUT_S = 1.0
+# For a DELETE that most probably has no way to the peer.
+UNHEARD_S = 0.1
 # Attempts to establish anew: first after one, at last this far apart.
 RETRY_FIRST_S, RETRY_LAST_S = 0.2, 5.0
 # charon refuses to rekey an IKE_SA while one of its CHILD_SAs is being rekeyed.
@@ -107,6 +109,27 @@ class KeyManagement:
             await discard(self._driver, self._reqids, timeout=STOP_TIMEOUT_S)
             await self._establish()
             self._wanted = True
+
+    async def cross_to_ipv4(self, care_of_address: Address) -> None:
+        """With MOBIKE, to a home agent behind a NAT, once the route to it is IPv4's: a new IKE_SA
+        takes the place of one that runs over IPv6. Nothing where MOBIKE can do it by itself.
+
+        The home agent announces the IPv4 address that it has itself (RFC 4555 §3.4), which nobody
+        outside can reach, so charon finds no path. Break before make: the old IKE_SA has no route
+        left, and charon would add to it what it is to establish. Raises IkeError.
+        """
+        mobike = self._ike.mobility_mode is MobilityMode.MOBIKE
+        if not (mobike and self._peering.home_agent_behind_nat and care_of_address.version == 4):
+            return
+        async with self._busy:
+            old = await self._driver.ike_sa(self._connection)
+            if old is None or old.remote_host.version == 4:
+                return
+            self._prefer(care_of_address)
+            log.info("a new IKE_SA over IPv4: MOBIKE can't reach a home agent behind a NAT")
+            with contextlib.suppress(IkeError):  # gone by itself
+                await self._driver.terminate_one(old.uniqueid, timeout=UNHEARD_S)
+            await self._establish()
 
     async def follow(self, care_of_address: Address, *, key_mobility: bool) -> None:
         """After the binding acknowledgement: bring the IKE_SA to the new care-of address, of either

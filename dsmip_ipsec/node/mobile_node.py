@@ -397,6 +397,8 @@ class MobileNodeDaemon(EngineDaemon):
         moved = attachment != self._in_use
         await self._routing.use(attachment, self._agent_addresses())
         self._in_use = attachment
+        if self._keys is not None:
+            await self._keys.cross_to_ipv4(attachment.care_of_address)
         if self._peering.protect_data and self._keys is not None:
             await self._data_moved(attachment.care_of_address)
         await self._reconciler.reconcile()

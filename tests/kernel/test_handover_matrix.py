@@ -94,6 +94,32 @@ protected = true
 [flow]
 interval_ms = 100
 """  # noqa: E501 - TOML
+# The home agent behind a static NAPT (RFC 5555 §1.3, 3). It forwards no IPv4 prefix, so home
+# addresses are IPv6's, and no mobile node is at home.
+BEHIND_NAPT = (
+    LAB.replace(', ipv4_home_address = "203.0.113.200"', "")
+    .replace(
+        'ipv4_address = "203.0.113.2"',
+        """ipv4_address = "10.1.0.2"
+outer_ipv4_address = "203.0.113.2"
+[nodes.napt]
+role = "nat"
+inside = "dmz"
+outside = "backbone"
+mapping = "preserve"
+forward_ports = [500, 4191, 4500]
+forward_to = "ha"
+[links.dmz.ends]
+napt = ["10.1.0.1/24", "2001:db8:0:3::1/64"]
+ha = ["10.1.0.2/24", "2001:db8:0:3::2/64"]""",
+    )
+    .replace('ha = ["203.0.113.2/30"', 'napt = ["203.0.113.2/30"')
+    .replace('ha = ["203.0.113.129/25", "2001:db8:100::1/64"]', 'ha = ["2001:db8:100::1/64"]')
+    .replace('neighbour = ["203.0.113.130/25", "2001:db8:100::2/64"]\nmn = []\n', "")
+    .replace('neighbour = { role = "router" }\n', "")
+    .replace('gateway = "ha"\n', "")
+    .replace("[flow]\n", '[flow]\nfamilies = ["ipv6"]\n')
+)
 CORRESPONDENT = {6: "2001:db8:0:2::200", 4: "192.0.2.200"}
 NEIGHBOUR = {6: "2001:db8:100::2", 4: "203.0.113.130"}
 HOMES = {6: HOME_ADDRESS, 4: IPV4_HOME_ADDRESS}
@@ -109,6 +135,10 @@ WALK = (
     HOME, PUBLIC, PRIVATE, REBOUND, SIX, PRIVATE, SIX, SIX, PRIVATE, REBOUND, REBOUND, PUBLIC,
     HOME, PRIVATE, REBOUND, PRIVATE, PRIVATE, REBOUND, HOME, SIX, HOME, PRIVATE, PUBLIC, SIX,
     PUBLIC, PUBLIC, PRIVATE, HOME,
+)  # fmt: skip
+WALK_BEHIND_NAPT = (
+    SIX, SIX, PRIVATE, PRIVATE, SIX, PRIVATE, REBOUND, REBOUND, PUBLIC, PUBLIC, PRIVATE, PUBLIC,
+    SIX, PUBLIC, PRIVATE, REBOUND, PRIVATE, REBOUND, SIX,
 )  # fmt: skip
 # All mappings, those of DSMIPv6 alone, those of IKE and ESP alone.
 FORGOTTEN = (None, 4191, 4500)
@@ -258,8 +288,9 @@ def nothing_in_clear(out: Path) -> None:
         assert tshark(out, capture, "esp", "frame.number")
 
 
-def test_the_walk_is_complete() -> None:
+def test_the_walks_are_complete() -> None:
     assert set(pairwise(WALK)) >= PAIRS
+    assert set(pairwise(WALK_BEHIND_NAPT)) >= {pair for pair in PAIRS if HOME not in pair}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -268,4 +299,15 @@ async def test_every_ordered_pair_of_places(tmp_path: Path, mode: str) -> None:
     async with daemon_lab(tmp_path, toml) as lab:
         walker = Walker(lab, one_ike_sa=mode == "mobike")
         await walk(walker, WALK)
+    nothing_in_clear(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["mobike", "k-bit"])
+async def test_every_ordered_pair_with_the_home_agent_behind_a_nat(
+    tmp_path: Path, mode: str
+) -> None:
+    toml = BEHIND_NAPT.replace('mobility = "mobike"', f'mobility = "{mode}"')
+    async with daemon_lab(tmp_path, toml) as lab:
+        walker = Walker(lab, one_ike_sa=mode == "mobike", agent_own="10.1.0.2", families=(6,))
+        await walk(walker, WALK_BEHIND_NAPT)
     nothing_in_clear(tmp_path)
