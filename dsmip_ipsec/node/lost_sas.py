@@ -9,7 +9,6 @@ establishes another.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Iterable
 
@@ -17,6 +16,7 @@ from dsmip_ipsec.errors import IkeError
 from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.ike.vici_types import ChildRekey, ChildSa, ChildUpdown, IkeEvent
 from dsmip_ipsec.ipsec.model import SecurityAssociation
+from dsmip_ipsec.node.background import Background
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class LostSas:
         self._busy = busy
         self._vanished: set[_Known] = set()
         self._connections: dict[int, str] = {}  # by reqid
-        self._task: asyncio.Task[None] | None = None
+        self._looking = False
+        self._background = Background("SAs that the kernel has lost")
 
     def heard(self, event: IkeEvent) -> None:
         """charon's events tell which connection to ask about."""
@@ -59,29 +60,33 @@ class LostSas:
 
     def vanished(self, associations: Iterable[SecurityAssociation]) -> None:
         self._vanished |= {(sa.reqid, sa.spi) for sa in associations}
-        if self._vanished and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._look())
+        if self._vanished and not self._looking:
+            self._looking = True
+            self._background.start(self._look())
 
     async def stop(self) -> None:
         """Idempotent."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await self._background.stop()
 
     async def _look(self) -> None:
-        while self._vanished:
-            suspects, self._vanished = self._vanished, set()
-            try:
-                await asyncio.sleep(LOOKS_APART_S)
-                if await self._still_missed(suspects):
-                    await asyncio.sleep(LOOKS_APART_S)
-                    async with self._busy:
-                        for child in await self._still_missed(suspects):
-                            await self._delete(child)
-            except IkeError as error:  # without charon none of its SAs are missed
-                log.debug("SAs that vanished: %s", error)
+        try:
+            while self._vanished:
+                suspects, self._vanished = self._vanished, set()
+                await self._delete_missed(suspects)
+        finally:
+            self._looking = False
+
+    async def _delete_missed(self, suspects: set[_Known]) -> None:
+        try:
+            await asyncio.sleep(LOOKS_APART_S)
+            if not await self._still_missed(suspects):
+                return
+            await asyncio.sleep(LOOKS_APART_S)
+            async with self._busy:
+                for child in await self._still_missed(suspects):
+                    await self._delete(child)
+        except IkeError as error:  # without charon none of its SAs are missed
+            log.debug("SAs that vanished: %s", error)
 
     async def _still_missed(self, suspects: set[_Known]) -> list[ChildSa]:
         """charon first: what it deletes meanwhile isn't missed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,11 @@ from daemon_lab import (
     until,
 )
 
+from dsmip_ipsec.ike.inventory import IkeSettings
+from dsmip_ipsec.ike.vici_driver import ViciDriver
 from dsmip_ipsec.lab import nat
+from dsmip_ipsec.lab.spec_models import Rebind
+from dsmip_ipsec.wire.ip import IKE_NATT_PORT
 
 CN6, CN4 = "2001:db8:0:2::200", "192.0.2.200"
 PLAIN = LAB.replace("protected = true", "protected = false")
@@ -36,6 +41,10 @@ mn = ["198.18.0.100/24"]
 """
 PLACES = {"private": "tun", "public": "sit", "six": "ip6tnl", "dual": "ip6tnl"}
 TUNNEL_METRIC = 55549
+# For an IKE_SA with its CHILD_SAs, on a busy machine.
+ESTABLISHED_S = 8.0
+# The time in which a dead peer is noticed at the latest: quiet, then retransmissions.
+DPD_S = IkeSettings().dpd_delay + IkeSettings().retransmission_time()
 
 
 def plain_lab(out: Path) -> AbstractAsyncContextManager[DaemonLab]:
@@ -267,3 +276,41 @@ async def kill(lab: DaemonLab, node: str) -> None:
     process.stopping = True  # expected
     process.signal(signal.SIGKILL)
     await process.ended
+
+
+@pytest.mark.parametrize("mode", ["mobike", "k-bit"])
+async def test_a_nats_other_port_for_ike_heals_without_payload_in_esp(
+    tmp_path: Path, mode: str
+) -> None:
+    """No ESP tells of it: charons have to find out by dead peer detection (RFC 7296 §2.4), also
+    where a rekeying has just made one forget what it knew of the NAT. Payload doesn't mind."""
+    toml = PLAIN.replace('mobility = "mobike"', f'mobility = "{mode}"')
+    async with daemon_lab(tmp_path, toml) as lab:
+        await lab.move("private")
+        for rekeyed in (False, True):
+            if rekeyed:
+                await until(lambda: exchanges(lab, "mn"), "an exchange begun by mn")
+            before = await ike_port(lab)
+            await lab.rebind(Rebind(node="nat", port=IKE_NATT_PORT))
+            began = time.monotonic()
+
+            async def followed(before: int = before) -> bool:
+                return await ike_port(lab) not in (0, before)
+
+            # With MOBIKE first the home agent gives the IKE_SA up, then the mobile node.
+            await until(followed, "the home agent's IKE follows", 2 * DPD_S + ESTABLISHED_S)
+            print(f"{mode}, rekeyed {rekeyed}: followed after {time.monotonic() - began:.1f} s")
+            for node in ("mn", "ha"):
+                await until(partial(exchanges, lab, node), f"an exchange begun by {node}")
+            await check(lab, "tun")
+            await lab.move("private")  # a binding update, acknowledged
+
+
+async def exchanges(lab: DaemonLab, node: str) -> bool:
+    return await lab.exchange(node, "mn") == ""
+
+
+async def ike_port(lab: DaemonLab) -> int:
+    """The mobile node's as the home agent's newest IKE_SA has it; 0: there is none."""
+    sa = await ViciDriver(lab.nodes["ha"].files.vici_socket).ike_sa("mn")
+    return sa.remote_port if sa is not None else 0
