@@ -24,6 +24,7 @@ CA, SECRETS = "ca", "secrets"  # directories beside the nodes'
 
 _CHANGE = "change one of them"
 _UNICAST = "name a unicast address that others can reach"
+_ROUTED = "name a unicast prefix that is routed to the home agent"
 
 # Reserved (RFC 1122 §3.2.1.3, RFC 1112 §4), or no IPv6 host's (RFC 4291 §2.5.5).
 _NOBODYS: dict[int, tuple[IPv4Network | IPv6Network, ...]] = {
@@ -179,6 +180,7 @@ def _check(file: InventoryFile, homes: dict[str, _Home]) -> Iterator[Problem]:
                 )
             elif not _usable(address):
                 yield (*loc, key), f"{address} can't be a home address", _UNICAST
+    yield from _check_networks(file, addresses)
     for name in file.overrides:
         if name != HOME_AGENT and name not in file.mobile_nodes:
             known = ", ".join((HOME_AGENT, *file.mobile_nodes))
@@ -203,3 +205,21 @@ def _check(file: InventoryFile, homes: dict[str, _Home]) -> Iterator[Problem]:
                     "certificate_file, private_key_file and ca_certificate_file go together",
                     "name all three, or none",
                 )
+
+
+def _check_networks(file: InventoryFile, addresses: dict[object, str]) -> Iterator[Problem]:
+    """Of mobile routers; ``addresses``: home addresses and the home agent's, and whose they are.
+    A node's own network may hold its home address (RFC 3963 §2), and nobody else's."""
+    known: list[tuple[IPv6Network, str]] = []
+    for name, node in file.mobile_nodes.items():
+        for number, network in enumerate(node.mobile_network_prefixes):
+            loc = ("mobile_nodes", name, "mobile_network_prefixes", number)
+            if not _usable(network.network_address):
+                yield loc, f"{network} can't be a mobile network's prefix", _ROUTED
+            for other, owner in known:
+                if network.overlaps(other):
+                    yield loc, f"{network} overlaps with {other} of {owner}", _CHANGE
+            for address, owner in addresses.items():
+                if owner != name and address in network:
+                    yield loc, f"{network} holds {address} of {owner}", _CHANGE
+            known.append((network, name))

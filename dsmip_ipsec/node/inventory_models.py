@@ -15,6 +15,7 @@ from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ike import proposals, quoting
 from dsmip_ipsec.ike.inventory import IkeOver, IkeSettings, MobilityMode, Revocation
 from dsmip_ipsec.ike.pki import KeyType
+from dsmip_ipsec.mobility.mobile_node_config import MAX_PREFIXES
 
 _DEFAULTS = IkeSettings()
 
@@ -146,11 +147,13 @@ class HomeAgentTable(_Table):
 
 
 class MobileNodeTable(_Table):
-    """Home addresses that aren't given come from the pools."""
+    """Home addresses that aren't given come from the pools. ``mobile_network_prefixes``: of the
+    networks behind a mobile router (RFC 3963)."""
 
     identity: Identity
     home_address: HomeIPv6 | None = None
     ipv4_home_address: IPv4Address | None = None
+    mobile_network_prefixes: tuple[IPv6Network, ...] = Field(default=(), max_length=MAX_PREFIXES)
     interfaces: tuple[Interface, ...] = ()
     credentials: Credentials = Psk(kind="psk")
 

@@ -116,6 +116,7 @@ class _Work:
                     credentials=self._credentials(name, node.identity, node.credentials),
                     signalling_reqid=reqids.signalling,
                     mirror_reqid=reqids.mirror,
+                    mobile_network_prefixes=node.mobile_network_prefixes,
                     data_reqid=reqids.data,
                     prefix_discovery_reqid=reqids.prefix_discovery,
                     return_routability_reqid=reqids.return_routability,

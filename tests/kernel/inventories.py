@@ -134,6 +134,10 @@ def inventories(draw: st.DrawFn) -> dict[str, Any]:
         node: dict[str, Any] = {"identity": draw(_identity())}
         maybe(node, "home_address", st.just(f"2001:db8:100:0:{index + 1:x}::{index:x}"))
         maybe(node, "ipv4_home_address", st.just(f"203.0.113.{10 + index}"))
+        maybe(node, "mobile_network_prefixes", st.lists(
+            st.sampled_from([f"2001:db8:{0x800 + index:x}::/48", "2001:db8:beef::/64"]),
+            max_size=2, unique=True,
+        ))  # fmt: skip
         maybe(node, "credentials", _credentials())
         maybe(node, "interfaces", st.lists(interface, max_size=2))
         nodes[name] = node
@@ -171,7 +175,8 @@ EVERYTHING: dict[str, Any] = {
     },
     "mobile_nodes": {
         "psk": {"identity": "a@x.org", "credentials": {"kind": "psk", "file": "secret"}},
-        "cert": {"identity": "b.x.org", "credentials": {"kind": "x509", "key_type": "ed25519"}},
+        "cert": {"identity": "b.x.org", "credentials": {"kind": "x509", "key_type": "ed25519"},
+                 "mobile_network_prefixes": ["2001:db8:beef::/64", "2001:db8:cafe::/48"]},
         "eap": {"identity": "c", "credentials": {"kind": "eap-md5", "eap_identity": "d@x.org"}},
         "aka": {"identity": "e", "credentials": {"kind": "eap-aka", "file": "usim"}},
     },
@@ -265,6 +270,7 @@ def _connection(
     rekey = ike.get("rekey_time_s", 14400)
     ends = _ends(inventory, name)
     host = [f"{a}/{128 if ':' in a else 32}" for a in home]
+    host += node.get("mobile_network_prefixes", [])
     world = ["::/0", "0.0.0.0/0"][: len(home)]
     children = {}
     for child, mode, reqid, mine, theirs in _children(inventory, home, host, world):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import shlex
 from pathlib import Path
@@ -36,6 +37,7 @@ credentials = { kind = "x509", key_type = "ed25519" }
 identity = "mn3@example.org"
 credentials = { kind = "eap-md5" }
 """
+MN1 = 'identity = "mn1@example.org"'
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -71,6 +73,27 @@ def written(tmp_path: Path, text: str) -> Path:
         ("mn2@", "MN1@", 12, "same identity"),
         ("::100/120", "::100/127", 14, "pool"),
         ('"2001:db8:100::1"', '"fe80::1%eth0"', 3, "scope"),
+        (
+            MN1,
+            MN1 + '\nmobile_network_prefixes = ["2001:db8:1::1/64"]',
+            11,
+            "mobile_network_prefixes",
+        ),
+        (MN1, MN1 + '\nmobile_network_prefixes = ["fe80::/64"]', 11, "can't be a mobile network's"),
+        (MN1, MN1 + '\nmobile_network_prefixes = ["::/0"]', 11, "can't be a mobile network's"),
+        (
+            MN1,
+            MN1 + '\nmobile_network_prefixes = ["2001:db8:100::/64"]',
+            11,
+            "holds 2001:db8:100::1 of",
+        ),
+        (MN1, MN1 + '\nmobile_network_prefixes = ["2001:db8:100::102/127"]', 11, "of mn2"),
+        (
+            MN1,
+            MN1 + '\nmobile_network_prefixes = ["2001:db8:8::/48", "2001:db8:8:1::/64"]',
+            11,
+            "overlaps with 2001:db8:8::/48 of mn1",
+        ),
         ('"eap-md5"', '"eap-aka"', 16, "lacks the key 'file'"),
         ('kind = "eap-md5"', 'kind = "psk", file = "../k"', 16, "'..'"),
         ('kind = "eap-md5"', 'kind = "psk", file = "/etc/shadow"', 16, "directory"),
@@ -104,6 +127,28 @@ def test_the_daemons_take_what_is_rendered(tmp_path: Path) -> None:
     for index, name in enumerate(("mn1", "mn2", "mn3")):
         node = config.load(out / name / "daemon.toml", config.MobileNodeConfig)
         assert node.mobile_node == agent.mobile_nodes[index]
+
+
+def test_the_networks_behind_a_mobile_router_are_ikes_and_the_daemons(tmp_path: Path) -> None:
+    networks = ["2001:db8:8::/48", "2001:db8:9:1::/64"]
+    text = GOOD.replace(MN1, f"{MN1}\nmobile_network_prefixes = {json.dumps(networks)}")
+    out = tmp_path / "out"
+    render(inventory_file.load(written(tmp_path, text)), out, now=NOW)
+    for node, key in (("ha", "remote_ts"), ("mn1", "local_ts")):
+        selectors = [
+            line.partition(" = ")[2]
+            for line in (out / node / "swanctl.conf").read_text().splitlines()
+            if line.strip().startswith(f"{key} = ") and "::101/128" in line and "[" not in line
+        ]
+        assert [each for each in selectors if networks[0] in each and networks[1] in each], node
+    assert networks[0] not in (out / "mn2" / "swanctl.conf").read_text()
+    agent = config.load(out / "ha" / "daemon.toml", config.HomeAgentConfig)
+    for peer in (
+        agent.mobile_nodes[0],
+        config.load(out / "mn1" / "daemon.toml", config.MobileNodeConfig).mobile_node,
+    ):
+        assert [str(each) for each in peer.mobile_network_prefixes] == networks
+    assert agent.mobile_nodes[1].mobile_network_prefixes == ()
 
 
 def test_rendering_again_keeps_keys_and_force_does_not(tmp_path: Path) -> None:
