@@ -60,13 +60,8 @@ def test_a_lab_that_cannot_run_says_why(name: str) -> None:
 def test_the_manual_is_right_about_labs() -> None:
     text = (PROJECT / "docs" / "labs.md").read_text(encoding="utf-8")
     section = text.split("## Without ESP in the kernel", 1)[1].split("\n## ", 1)[0]
-    runs, _, refused = section.partition("| lab | why not |")
-    listed = re.search(r"These labs run so: (.*?)\.\n", runs, re.S)
-    assert listed is not None
-    fit = re.findall(r"`([a-z0-9-]+)`", listed[1])
+    _, _, refused = section.partition("| lab | why not |")
     unfit = re.findall(r"`([a-z0-9-]+)`", "".join(re.findall(r"(?m)^\|([^|]*)\|", refused)))
-    assert len(fit) >= 12
-    assert [name for name in fit if refusal(name)] == []
     assert [name for name in unfit if not refusal(name)] == []
     assert set(unfit) == UNFIT.keys()
 
