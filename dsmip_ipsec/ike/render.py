@@ -60,6 +60,8 @@ PLUGINS = (
 
 # AF_UNIX paths hold 107 octets and a zero.
 _MAX_SOCKET_PATH = 107
+# Half-open IKE_SAs that a home agent has at least, before it wants cookies (charon: 30 in all).
+_HALF_OPEN = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +280,7 @@ def render_strongswan(
     threads: int = 8,
     plugins: tuple[str, ...] = PLUGINS,
     mobile: bool = True,
+    mobile_nodes: int = 1,
     overridden: bool = False,
 ) -> str:
     """strongswan.conf for a charon of its own in ``files.directory``.
@@ -289,6 +292,8 @@ def render_strongswan(
         ``initiate`` that waits takes one more.
     :param mobile: the node moves. Without MOBIKE, the sources of its packets then are left to
         the routes; a home agent always answers from its own address.
+    :param mobile_nodes: of a home agent: how many it serves. charon protects itself against more
+        IKE_SAs at a time that are half open.
     :raises ConfigError: a path that can't be quoted or is too long for a socket.
     """
     if len(os.fsencode(files.vici_socket)) > _MAX_SOCKET_PATH:
@@ -310,6 +315,7 @@ def render_strongswan(
             overrides=STRONGSWAN_OVERRIDES if overridden else None,
             settings=settings,
             follows=not mobile or settings.mobility is MobilityMode.MOBIKE,
+            half_open=None if mobile else max(_HALF_OPEN, mobile_nodes),
             vici_socket=files.vici_socket,
             log_file=files.log_file,
             key_log=files.key_log,
@@ -353,6 +359,7 @@ def write_node(
         threads=threads,
         plugins=(*PLUGINS, *authentication.plugins(deployment, node)),
         mobile=node is not None,
+        mobile_nodes=len(deployment.mobile_nodes),
         overridden=overrides.strongswan is not None,
     )
     swanctl_conf = render_swanctl(deployment, node, overridden=overrides.swanctl is not None)

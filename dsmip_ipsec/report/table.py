@@ -32,6 +32,9 @@ from dsmip_ipsec.report.changes import (
 MAX_CHANGES = 40
 """Rows of objects shown for a step; a lab with many mobile nodes has more in its record."""
 
+BUSY_MS = 25.0
+"""A sender that was kept from sending for so long, or longer, is told of beside what failed."""
+
 # Counters of what goes well; the record has them.
 _EXPECTED = re.compile(
     r"received\..*|sent\..*|answered\.0|acknowledged\.0|signalling\.(udp_received|received|sent)"
@@ -264,6 +267,13 @@ def _failures(record: RunRecord, console: Console) -> None:
         _print(console, Text("Failed expectations", style="bold red"))
         for step, expectation in failed:
             _print(console, _failed(step, expectation))
+        where = {step for step, _ in failed}
+        stalls = [flow.sender_stall_ms for s in record.steps if s.name in where for flow in s.flows]
+        if max(stalls, default=0) >= BUSY_MS:
+            _print(console, _text(
+                f"  The probes' senders went without a CPU for {milliseconds(max(stalls))} there: "
+                "the machine was busy with something else, which lengthens interruptions."
+            ))  # fmt: skip
 
 
 def _failed(step: str, expectation: Expectation) -> Text:

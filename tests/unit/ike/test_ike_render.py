@@ -381,3 +381,15 @@ def test_behind_a_static_napt_the_two_ends_know_different_addresses(tmp_path: Pa
         section = daemon_config(ours, node, files, tmp_path / "s", {})["home_agent"]
         assert section["home_agent_ipv4"] == address
         assert section["behind_nat"] is True
+
+
+@pytest.mark.parametrize(("mobile_nodes", "half_open"), [(1, "30"), (30, "30"), (1000, "1000")])
+def test_a_home_agent_lets_all_its_mobile_nodes_begin_at_once(
+    mobile_nodes: int, half_open: str
+) -> None:
+    files, keys = NodeFiles(Path("/run/x"), "x"), ("cookie_threshold", "cookie_threshold_ip",
+                                                   "block_threshold")  # fmt: skip
+    settings = IkeSettings()
+    agent = parse(render_strongswan(settings, files, mobile=False, mobile_nodes=mobile_nodes))
+    assert [agent["charon"][key] for key in keys] == [half_open] * 3
+    assert not set(keys) & set(parse(render_strongswan(settings, files))["charon"])

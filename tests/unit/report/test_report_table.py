@@ -108,6 +108,17 @@ def test_failed_expectation_says_what_was_expected_and_seen() -> None:
     assert "Failed expectations" not in shown(samples.record())
 
 
+@pytest.mark.parametrize(("stall_ms", "told"), [(24.9, False), (105.2, True)])
+def test_a_busy_machine_is_told_of_beside_what_failed(stall_ms: float, told: bool) -> None:
+    for step in (1, 2):  # the one whose expectations held, and the one whose didn't
+        record = samples.record(passed=False)
+        steps = list(record.steps)
+        busy = [flow.model_copy(update={"sender_stall_ms": stall_ms}) for flow in steps[step].flows]
+        steps[step] = steps[step].model_copy(update={"flows": tuple(busy)})
+        text = " ".join(lines(shown(changed(record, steps=tuple(steps)))))
+        assert ("senders went without a CPU for 105 ms there" in text) == (told and step == 2)
+
+
 def test_early_end_names_step_and_hint() -> None:
     failure = Failure(step="back-to-a", message="charon of ha ended by signal 9", hint="read it")
     text = lines(shown(samples.record(failure=failure)))
