@@ -267,8 +267,10 @@ def _failures(record: RunRecord, console: Console) -> None:
         _print(console, Text("Failed expectations", style="bold red"))
         for step, expectation in failed:
             _print(console, _failed(step, expectation))
-        where = {step for step, _ in failed}
-        stalls = [flow.sender_stall_ms for s in record.steps if s.name in where for flow in s.flows]
+        concerned = {step for step, _ in failed}
+        stalls = [
+            flow.sender_stall_ms for s in record.steps if s.name in concerned for flow in s.flows
+        ]
         if max(stalls, default=0) >= BUSY_MS:
             _print(console, _text(
                 f"  The probes' senders went without a CPU for {milliseconds(max(stalls))} there: "
