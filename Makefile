@@ -26,13 +26,14 @@ DAEMONS := $(wildcard tests/kernel/test_daemon_*.py) \
 LIFECYCLES := $(foreach name,mobility_modes key_management charon_shortfalls \
                 handover_interruption handover_matrix home_agent_restart,tests/kernel/test_$(name).py)
 STRONGSWAN6 := tests/kernel/test_strongswan6.py
+SESSIONS := $(foreach name,session lab_verbs pytest_plugin,tests/lab/test_$(name).py)
 ALONE := $(foreach name,nat_handover faults userspace userspace_labs,tests/lab/test_$(name).py)
 
 # What tests need beyond that: a browser that judges the HTML report and a sandbox for guests (unit
 # tests, too), routers that advertise, and Debian's stock kernel under QEMU.
 TEST_PACKAGES := chromium bubblewrap radvd dnsmasq-base qemu-system-x86 linux-image-amd64 busybox-static
 
-.PHONY: lab test test-all test-unit test-labs test-daemons test-userspace test-kernel test-handover test-qemu test-faults test-strongswan6 test-examples test-mutations bench lint install packages clean
+.PHONY: lab test test-all test-unit test-labs test-sessions test-daemons test-userspace test-kernel test-handover test-qemu test-faults test-strongswan6 test-examples test-mutations bench lint install packages clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -52,8 +53,9 @@ test: install
 	$(MAKE) -j2 --output-sync=target test-kernel test-beside-kernel
 	$(MAKE) test-labs
 
-# And what takes longer: whole daemons, every restart and move. An hour and more.
+# And what takes longer: sessions, whole daemons, every restart and move. An hour and more.
 test-all: test
+	$(MAKE) test-sessions
 	$(MAKE) test-strongswan6
 	$(MAKE) -j2 --output-sync=target test-daemons test-lifecycles
 
@@ -63,7 +65,7 @@ test-beside-kernel: install
 	$(MAKE) test-userspace
 
 test-unit: PACKAGES += chromium bubblewrap
-test-labs test-daemons test-qemu: PACKAGES += $(TEST_PACKAGES)
+test-labs test-sessions test-daemons test-qemu: PACKAGES += $(TEST_PACKAGES)
 test-unit: install
 	$(BIN)/pytest -q -n 2 tests/unit tests/conformance tests/mutations \
 	  --ignore tests/unit/test_qemu_boot.py
@@ -75,11 +77,15 @@ test-handover: install
 test-qemu: install
 	$(BIN)/pytest -q tests/lab/test_qemu.py
 
-# Every lab file, sessions, the command line, other kernels, mistakes that a lab must see, and
-# docs/examples with the package installed from its wheel: two guests at a time.
+# Every lab file, one of them on a stock kernel, and mistakes that a lab must see: two at a time.
 test-labs: install
-	$(BIN)/pytest -q -n 2 --dist loadgroup tests/unit/test_qemu_boot.py \
-	  $(filter-out $(ALONE),$(wildcard tests/lab/test_*.py))
+	$(BIN)/pytest -q -n 2 --dist loadgroup \
+	  $(filter-out $(ALONE) $(SESSIONS),$(wildcard tests/lab/test_*.py))
+
+# Labs that stand, under a program's or a person's control; docs/examples with the package installed
+# from its wheel; QEMU guests.
+test-sessions: install
+	$(BIN)/pytest -q -n 2 --dist loadgroup tests/unit/test_qemu_boot.py $(SESSIONS)
 
 # Mistakes made in copies of the package: each must be seen, on paper (seconds) and by a lab (a few
 # minutes).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lab_runs import LabRun, run_lab
+from lab_runs import LabRun, run_lab_in_time
 
 EF, ECT0, CE = "46", "2", "3"
 
@@ -19,7 +19,7 @@ def marks(run: LabRun, capture: str, packets: str, version: str) -> set[tuple[st
 
 
 def test_marks_go_through_the_tunnels(tmp_path: Path) -> None:
-    run = run_lab("ecn-dscp", tmp_path / "out")
+    run = run_lab_in_time("ecn-dscp", tmp_path / "out")
     assert run.status == 0, run.output
     # Outside: what ESP shows is what the probes say, before and after the congested router.
     outside = marks(run, "ha-backbone", "esp && ip.dst == 203.0.113.2", "ip")

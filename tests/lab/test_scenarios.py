@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,22 @@ from lab_runs import LABS, LIMIT_S, run_lab_in_time
 from dsmip_ipsec.lab.size import run_s
 from dsmip_ipsec.lab.spec import load
 
-# nat-handover is measured, and alone: test_nat_handover.py.
-SCENARIOS = sorted({path.stem for path in LABS.glob("*.toml")} - {"nat-handover"})
+# Labs that tests of their own run, and look into more closely.
+OWN = {
+    "nat-handover": "test_nat_handover.py",
+    "ecn-dscp": "test_ecn_dscp.py",
+    "small-mtu": "test_small_mtu.py",
+}
+SCENARIOS = sorted({path.stem for path in LABS.glob("*.toml")} - OWN.keys())
 
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
+
+
+@pytest.mark.parametrize(("name", "test"), OWN.items())
+def test_labs_that_are_not_run_here_are_run_there(name: str, test: str) -> None:
+    text = (Path(__file__).parent / test).read_text(encoding="utf-8")
+    assert re.search(rf'run_lab_in_time\((LABS / )?"{name}(\.toml)?",', text)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lab_runs import run_lab
+from lab_runs import run_lab_in_time
 
 
 def test_the_path_mtu_reaches_the_correspondent(tmp_path: Path) -> None:
-    run = run_lab("small-mtu", tmp_path / "out")
+    run = run_lab_in_time("small-mtu", tmp_path / "out")
     assert run.status == 0, run.output
     # RFC 1191: the visited network's router tells the home agent.
     told = run.tshark("ha-backbone", "icmp.type == 3 && icmp.code == 4", "ip.src", "icmp.mtu")
