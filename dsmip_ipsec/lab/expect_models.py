@@ -62,22 +62,24 @@ class Expect(Table):
     that the node is in (``false``: neither holds any). ``care_of_family``: of that care-of address,
     where a network has both. ``ipv4_home_address``: both ends have the same one bound (``false``:
     none). ``nat_detected``, ``udp_encapsulation``: of that binding, and the latter of ESP, too.
-    ``esp_in_udp``: of ESP alone. ``ike_alive``: an exchange succeeds in each direction.
-    ``sad_consistent``: both ends hold the same SAs. ``security_associations``, ``policies``,
-    ``ike_sas``: how many of ours each end holds (the home agent: for this mobile node).
-    ``tunnels``: the kernel's, for payload without IPsec, of which each end has so many, and the
-    same ones; payload in UDP needs none. ``data``: every flow delivers (``false``: none does).
-    ``interruption_max``: of each flow. ``lost_max``: probes of each flow. ``same_ike_sa``: each end
-    has the IKE_SA that it had before the step. ``reordered_max``: probes of each flow that a later
-    one overtook (RFC 4737). ``delay_max``: of any probe that arrived, one way. ``captured``:
-    packets that are in captures. ``signalling_port_changed``, ``esp_port_changed``: whether the
-    home agent sees the mobile node's UDP port of DSMIPv6, or of its data SAs, changed by the step.
+    ``k_bit``: of that binding, as acknowledged (RFC 6275 §6.1.8). ``esp_in_udp``: of ESP alone.
+    ``ike_alive``: an exchange succeeds in each direction. ``sad_consistent``: both ends hold the
+    same SAs. ``security_associations``, ``policies``, ``ike_sas``: how many of ours each end holds
+    (the home agent: for this mobile node). ``tunnels``: the kernel's, for payload without IPsec, of
+    which each end has so many, and the same ones; payload in UDP needs none. ``data``: every flow
+    delivers (``false``: none does). ``interruption_max``: of each flow. ``lost_max``: probes of
+    each flow. ``same_ike_sa``: each end has the IKE_SA that it had before the step.
+    ``reordered_max``: probes of each flow that a later one overtook (RFC 4737). ``delay_max``: of
+    any probe that arrived, one way. ``captured``: packets that are in captures.
+    ``signalling_port_changed``, ``esp_port_changed``: whether the home agent sees the mobile node's
+    UDP port of DSMIPv6, or of its data SAs, changed by the step.
     """
 
     binding: bool | None = None
     care_of_family: Literal["ipv4", "ipv6"] | None = None
     ipv4_home_address: bool | None = None
     nat_detected: bool | None = None
+    k_bit: bool | None = None
     udp_encapsulation: bool | None = None
     esp_in_udp: bool | None = None
     ike_alive: bool | None = None

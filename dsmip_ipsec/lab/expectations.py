@@ -56,7 +56,7 @@ def judge(expect: Expect, seen: Observation) -> tuple[Expectation, ...]:
         found.append(expected_ends.ipv4_home_address(expect.ipv4_home_address, _ends(seen)))
     if expect.tunnels is not None:
         found.append(expected_ends.tunnels(expect.tunnels, _ends(seen)))
-    for name in ("nat_detected", "udp_encapsulation"):
+    for name in ("nat_detected", "udp_encapsulation", "k_bit"):
         wanted = getattr(expect, name)
         if wanted is not None:
             found.append(_flag(name, wanted, seen))
@@ -220,7 +220,7 @@ def _flag(name: str, wanted: bool, seen: Observation) -> Expectation:
         (end, [getattr(binding, name) for binding in state.bindings]) for end, state in _ends(seen)
     ]
     return Expectation(
-        name=name.replace("_", " ").replace("nat", "NAT").replace("udp", "UDP"),
+        name=name.replace("_", " ").replace("nat", "NAT").replace("udp", "UDP").replace("k ", "K "),
         expected=f"{_yes(wanted)} at both ends",
         seen="; ".join(
             f"{end}: {', '.join(map(_yes, flags)) or 'no binding'}" for end, flags in values

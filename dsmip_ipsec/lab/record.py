@@ -196,6 +196,7 @@ class Binding(_Model):
     )
     nat_detected: bool = Field(description="Whether a NAT was found on the path.")
     udp_encapsulation: bool = Field(description="Whether UDP encapsulation is in use.")
+    k_bit: bool = Field(default=False, description="K of RFC 6275 §6.1.8 (since version 4).")
     sequence: int = Field(ge=0, le=65535, description="Last accepted sequence number.")
     lifetime_s: Seconds = Field(description="Granted lifetime.")
 

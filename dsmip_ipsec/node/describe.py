@@ -23,6 +23,7 @@ def binding_dict(binding: Binding, *, seen: bool = True) -> dict[str, Any]:
         "outer_port": outer.port if outer is not None else None,
         "nat_detected": binding.nat_detected,
         "udp_encapsulation": binding.udp_encapsulation,
+        "k_bit": binding.key_mobility,
         "sequence": binding.sequence,
         "lifetime_s": binding.lifetime,
     }
