@@ -31,7 +31,7 @@ MOVES := $(foreach name,handover_interruption handover_matrix home_agent_restart
 TIDY := -o tmp_path_retention_policy=failed
 STRONGSWAN6 := tests/kernel/test_strongswan6.py
 SESSIONS := $(foreach name,session lab_verbs pytest_plugin,tests/lab/test_$(name).py)
-ALONE := $(foreach name,nat_handover faults userspace userspace_labs,tests/lab/test_$(name).py)
+ALONE := $(foreach name,nat_handover qemu faults userspace userspace_labs,tests/lab/test_$(name).py)
 
 # What tests need beyond that: a browser that judges the HTML report and a sandbox for guests (unit
 # tests, too), routers that advertise, and Debian's stock kernel under QEMU.
@@ -47,12 +47,13 @@ help:
 lab: install
 	$(BIN)/dsmip-ipsec lab run labs/nat-handover.toml --out $(OUT) --export-keys --html
 
-# The handover is run alone, since it is measured; kernel tests have a guest and a core, and beside
+# The handover is run alone, since it is measured, and so is QEMU, which needs all that there is; kernel tests have a guest and a core, and beside
 # them is room for faults and user space; of labs there are two at a time. What make runs side by
 # side is printed when it is done.
 test: install
 	$(MAKE) test-unit
 	$(MAKE) test-handover
+	$(MAKE) test-qemu
 	@echo "Now kernel tests, and beside them faults and user space: ten minutes."
 	$(MAKE) -j2 --output-sync=target test-kernel test-beside-kernel
 	$(MAKE) test-labs
@@ -81,7 +82,7 @@ test-handover: install
 test-qemu: install
 	$(BIN)/pytest -q tests/lab/test_qemu.py
 
-# Every lab file, one of them on a stock kernel, and mistakes that a lab must see: two at a time.
+# Every lab file, and mistakes that a lab must see: two at a time.
 test-labs: install
 	$(BIN)/pytest -q -n 2 --dist loadgroup \
 	  $(filter-out $(ALONE) $(SESSIONS),$(wildcard tests/lab/test_*.py))

@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 from lab_runs import LabRun
 
-# One run for all of them, also where pytest-xdist hands out tests.
-pytestmark = pytest.mark.xdist_group("qemu")
-
 # Without KVM QEMU takes a minute on an idle machine.
 LIMIT_S = 900
 
