@@ -47,9 +47,9 @@ help:
 lab: install
 	$(BIN)/dsmip-ipsec lab run labs/nat-handover.toml --out $(OUT) --export-keys --html
 
-# The handover is run alone, since it is measured, and so is QEMU, which needs all that there is; kernel tests have a guest and a core, and beside
-# them is room for faults and user space; of labs there are two at a time. What make runs side by
-# side is printed when it is done.
+# The handover is run alone, since it is measured, and so is QEMU, which needs all that there is;
+# kernel tests have a guest and a core, and beside them is room for faults and user space; of labs
+# there are two at a time. What make runs side by side is printed when it is done.
 test: install
 	$(MAKE) test-unit
 	$(MAKE) test-handover
