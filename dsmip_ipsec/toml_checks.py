@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,24 @@ class Kind:
     name: str
     examples: str
     secrets: bool = False
+
+
+def decoded(octets: bytes, path: Path | str) -> str:
+    """The text of a file. Raises ConfigError."""
+    try:
+        return octets.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"not UTF-8 text (octet {error.start})", path=path, hint="save the file as UTF-8"
+        ) from None
+
+
+def parsed(text: str, path: Path | str, kind: Kind) -> tuple[dict[str, Any], TomlLines]:
+    """A TOML text, and on which lines things stand in it. Raises ConfigError."""
+    try:
+        return tomllib.loads(text), TomlLines(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise syntax_error(error, text, path, kind) from None
 
 
 def syntax_error(error: Exception, text: str, path: Path | str, kind: Kind) -> ConfigError:

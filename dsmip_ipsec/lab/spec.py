@@ -84,26 +84,19 @@ def parse(text: str, path: Path | str = "") -> Lab:
 def _read(path: Path | str) -> str:
     path = Path(path)
     try:
-        return path.read_bytes().decode("utf-8")
+        octets = path.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"the lab file can't be read: {error.strerror}",
             path=path,
             hint="name a lab's TOML file; the ones that come along are in labs/",
         ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"not UTF-8 text (octet {error.start})", path=path, hint="save the file as UTF-8"
-        ) from None
+    return toml_checks.decoded(octets, path)
 
 
 def _content(text: str, path: Path | str, depth: int) -> tuple[dict[str, Any], TomlLines]:
     """What a lab file says, with what it takes from another, and its lines."""
-    try:
-        data = tomllib.loads(text)
-        lines = TomlLines(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise toml_checks.syntax_error(error, text, path, KIND) from None
+    data, lines = toml_checks.parsed(text, path, KIND)
     if extends.KEY not in data:
         return data, lines
     base = extends.base_path(data[extends.KEY], path, lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -16,7 +15,6 @@ from dsmip_ipsec.ike.inventory import MobilityMode
 from dsmip_ipsec.ipsec.peering import Peering, Reqids, Role
 from dsmip_ipsec.mobility.mobile_node_config import MAX_PREFIXES
 from dsmip_ipsec.node.configured_sas import AssociationSection
-from dsmip_ipsec.toml_lines import TomlLines
 
 # Who applies ESP: the kernel, with keys from IKE, or this process, with configured keys.
 IpsecKind = Literal["kernel", "userspace"]
@@ -254,20 +252,12 @@ def load(path: Path, model: type[Config]) -> Config:
     try:
         with path.open("rb") as file:
             others_may_read = bool(os.fstat(file.fileno()).st_mode & 0o077)
-            text = file.read().decode("utf-8")
+            text = toml_checks.decoded(file.read(), path)
     except OSError as error:
         raise ConfigError(
             f"can't be read: {error.strerror}", path=path, hint="give the daemon's TOML file"
         ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"not UTF-8 text (octet {error.start})", path=path, hint="save the file as UTF-8"
-        ) from None
-    try:
-        data = tomllib.loads(text)
-        lines = TomlLines(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise toml_checks.syntax_error(error, text, path, kind) from None
+    data, lines = toml_checks.parsed(text, path, kind)
     try:
         config = model.model_validate(data)
     except ValidationError as error:

@@ -3,7 +3,6 @@ line."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -12,11 +11,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dsmip_ipsec import toml_checks
-from dsmip_ipsec.errors import ConfigError
 from dsmip_ipsec.ike.private_files import read_file
 from dsmip_ipsec.node.inventory_models import X509, EapAkaTable, EapMd5, InventoryFile
 from dsmip_ipsec.toml_checks import Problem
-from dsmip_ipsec.toml_lines import TomlLines
 
 KIND = toml_checks.Kind(InventoryFile, "an inventory", "docs/render.md")
 HOME_AGENT = "ha"  # the home agent's directory and file names
@@ -51,23 +48,12 @@ def load(path: Path) -> Inventory:
     :raises ConfigError: the file can't be read, isn't TOML, has an unknown key or a wrong value,
         or things in it don't fit together; with the line where it is.
     """
-    octets = read_file(path, "the inventory")
-    try:
-        text = octets.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"not UTF-8 text (octet {error.start})", path=path, hint="save the file as UTF-8"
-        ) from None
-    return parse(text, path)
+    return parse(toml_checks.decoded(read_file(path, "the inventory"), path), path)
 
 
 def parse(text: str, path: Path) -> Inventory:
     """:func:`load` for a text. :raises ConfigError: as :func:`load`."""
-    try:
-        data = tomllib.loads(text)
-        lines = TomlLines(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise toml_checks.syntax_error(error, text, path, KIND) from None
+    data, lines = toml_checks.parsed(text, path, KIND)
     try:
         file = InventoryFile.model_validate(data)
     except ValidationError as error:
